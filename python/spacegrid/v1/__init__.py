@@ -1,0 +1,1 @@
+"""Generated stubs of proto/spacegrid/v1; checked against the sources."""

@@ -1,0 +1,6 @@
+//! The data structures and protocol state of spacegrid.
+//!
+//! Everything here is a function of (state, input): no clock, no thread, no socket, no file, no randomness of its own.
+//! Time is an argument, so the same inputs give the same outputs and a whole cluster can be simulated from a seed.
+
+#![forbid(unsafe_op_in_unsafe_fn)]

@@ -1,0 +1,15 @@
+//! `spacegrid._core`: the Python face of `spacegrid-core`.
+//!
+//! Checks arguments, detaches from the interpreter where work is worth it, and calls core. No lock of core is ever held
+//! while this side waits for the interpreter.
+
+#![allow(missing_docs, reason = "the contract is python/spacegrid/_core.pyi")]
+
+use pyo3::prelude::*;
+
+/// The extension module.
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    Ok(())
+}
