@@ -1,5 +1,8 @@
 """The compiled core: hash ring, store, replicated log, batch frames, replica protocol."""
 
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
 __version__: str
 
 # ---- replica protocol: Node, Turn, Effects (rust/py/src/node.rs, turn.rs) ----
@@ -168,9 +171,7 @@ class Node:
             KeyNotHere: This node is not the primary of the key's partition.
         """
 
-    def read_entry(
-        self, map: str, key: bytes, now_ms: int
-    ) -> tuple[bytes, int, int, int] | None:
+    def read_entry(self, map: str, key: bytes, now_ms: int) -> tuple[bytes, int, int, int] | None:
         """(value, codec, version, expires_at_ms) of a committed entry, or None. Raises as read."""
 
     def when_committed(self, partition: int, sequence: int, ticket: int) -> bool:
@@ -289,3 +290,198 @@ class Turn:
 
     def fail(self, status: int, value: bytes, now_ms: int) -> list[Turn]:
         """Append nothing; answer with that status. Returns as finish."""
+
+# ---- client: one request stream (rust/py/src/client.rs) ----
+
+Completion: TypeAlias = tuple[Any, int, Any, int, int, int, int]
+"""(waiter, status, value, version, codec, copies, number).
+
+Statuses 0..19 are those of proto/FRAME.md. 9 UNKNOWN also stands for a mutating operation at its deadline that may
+have been applied: its number stays open (resend() asks again) until release(). 255 TIMEOUT is a Completion's own: the
+deadline passed and the operation was surely not applied (any read; a mutation that was refused each time, or never
+left). In both, `version` is the status of its last refusal (3, 4, 6, 7, 9), 0 when nothing was heard.
+
+value: get, invoke: bytes, None for a miss. incr: the new number (int). size: the count (int). scan: the page's bytes
+(decode_scan()). Others: None, or the reply's bytes when it carries some (CONFLICT, INVALID, HANDLER_ERROR).
+
+get_many, put_many, delete_many: status 0 when every reply was OK or MISS; value is then list[bytes | None] (decoded
+when the map has a decoder), list[int] (versions), list[bool]. Otherwise status is that of the first key that was
+neither, and value is list[ManyReply] in key order. version is 0, copies the fewest of any, number that of the first key.
+"""
+ManyReply: TypeAlias = tuple[int, bytes | None, int, int, int]
+"""(status, value, version, codec, number) of one key."""
+
+class Client:
+    """One request stream: numbers operations, packs them into frames, routes, retries, and matches replies.
+
+    Has no clock, no socket and no thread: the caller sends what take_frames() gives, hands in what arrives, and calls
+    expire() and take_frames() when next_event_ms() is due. Any monotonic milliseconds will do as `now_ms`. Operations
+    that wait for each other's reply take effect in that order; those in flight together may take effect in any. One
+    thread at a time. A key is bytes or str (encoded as UTF-8). At most 1,048,576 operations are open.
+
+    Raises: every queueing method raises ValueError (naming value and limit) for an empty or too large key, value or
+    name, OverflowError when too much is open, TypeError for other types; nothing is queued then.
+    """
+
+    def __init__(self, stream: int, partition_count: int) -> None: ...
+    @property
+    def stream(self) -> int: ...
+    @property
+    def queued(self) -> int:
+        """Operations waiting: for the next take_frames(), a retry time, or routes."""
+
+    @property
+    def in_flight(self) -> int:
+        """Operations sent and not answered."""
+
+    @property
+    def open(self) -> int:
+        """Operations queued, in flight, or unknown and not released."""
+
+    def map(
+        self,
+        name: str,
+        schema: int = 0,
+        codec: int = 0,
+        decode: Callable[[bytes], Any] | None = None,
+    ) -> int:
+        """Register a map, or a handler ("Unit.handler", schema 0); returns the index that operations name it by.
+
+        The same arguments give the same index. `decode` is applied to values of this `codec` before they reach a
+        future (on_frame_futures) or a get_many list; an exception it raises goes to that future. At most 65,535.
+        """
+
+    def set_routes(self, revision: int, slots: Sequence[int]) -> None:
+        """Partition -> slot (any small number of the caller's, 0..65,534) or -1. Everything that waits is due now."""
+
+    def get(self, map: int, key: bytes | str, waiter: object, timeout_ms: int) -> int:
+        """Queue a get; returns its number. The deadline counts from the next take_frames() or expire()."""
+
+    def put(
+        self,
+        map: int,
+        key: bytes | str,
+        value: bytes,
+        codec: int,
+        waiter: object,
+        timeout_ms: int,
+        ttl_ms: int = 0,
+        if_absent: bool = False,
+        version: int | None = None,
+        token: tuple[int, int, bytes, int] | None = None,
+    ) -> int:
+        """Queue a put. ttl_ms 0 = never expires; version = only onto that version; token = (stream, number, path, lowest)."""
+
+    def delete(
+        self,
+        map: int,
+        key: bytes | str,
+        waiter: object,
+        timeout_ms: int,
+        version: int | None = None,
+        token: tuple[int, int, bytes, int] | None = None,
+    ) -> int: ...
+    def incr(
+        self,
+        map: int,
+        key: bytes | str,
+        delta: int,
+        waiter: object,
+        timeout_ms: int,
+        token: tuple[int, int, bytes, int] | None = None,
+    ) -> int: ...
+    def contains(self, map: int, key: bytes | str, waiter: object, timeout_ms: int) -> int: ...
+    def invoke(
+        self,
+        map: int,
+        routing_key: bytes | str,
+        arguments: bytes,
+        waiter: object,
+        timeout_ms: int,
+        token: tuple[int, int, bytes, int] | None = None,
+        chain: Sequence[bytes] | None = None,
+    ) -> int:
+        """Queue a handler call. chain (only with a token): the turns above it, each b"Unit\\0routing key"."""
+
+    def size(self, map: int, partition: int, waiter: object, timeout_ms: int) -> int: ...
+    def scan(
+        self, map: int, partition: int, cursor: bytes, limit: int, waiter: object, timeout_ms: int
+    ) -> int:
+        """Queue one page of a partition's entries; cursor b"" = from the start."""
+
+    def get_many(
+        self, map: int, keys: Sequence[bytes | str], waiter: object, timeout_ms: int
+    ) -> int:
+        """Queue all keys under one waiter; returns the first number. ValueError when `keys` is empty."""
+
+    def put_many(
+        self,
+        map: int,
+        keys: Sequence[bytes | str],
+        values: Sequence[bytes],
+        codec: int,
+        waiter: object,
+        timeout_ms: int,
+        ttl_ms: int = 0,
+    ) -> int: ...
+    def delete_many(
+        self, map: int, keys: Sequence[bytes | str], waiter: object, timeout_ms: int
+    ) -> int: ...
+    def resend(self, number: int, waiter: object, timeout_ms: int) -> None:
+        """Ask again for an unknown outcome: same token, so it is applied once. KeyError when it is not kept."""
+
+    def release(self, number: int) -> bool:
+        """Give up on an unknown outcome: its number is no longer open. False when it was not kept."""
+
+    def cancel(self, number: int) -> bool:
+        """Nobody waits any more: runs on to an answer nobody gets, is released at its deadline. False when not open.
+
+        Not needed for futures that are cancelled themselves; on_frame_futures() skips those.
+        """
+
+    def take_frames(self, now_ms: int) -> list[tuple[int, bytes]]:
+        """(slot, frame) for all that is queued and every retry due, in sending order per slot."""
+
+    def on_frame(self, slot: int, frame: bytes, now_ms: int) -> list[Completion]:
+        """Take a reply frame. Raises FrameError: the caller drops the connection and calls on_disconnect()."""
+
+    def on_frame_futures(self, slot: int, frame: bytes, now_ms: int) -> list[Completion]:
+        """As on_frame() for waiters that are asyncio futures: sets the plain results itself, returns the rest.
+
+        Set here (a future already done is skipped): get, get_many: the value or None. contains, delete: bool. put:
+        the version; with if_absent: True, or False on CONFLICT. incr, size: int. invoke: the reply's value.
+        put_many, delete_many: list. Whatever is not OK or MISS, and every scan, is returned; so is a value whose codec
+        is not the map's.
+        """
+
+    def on_disconnect(self, slot: int, now_ms: int, sent: bool = True) -> None:
+        """Everything in flight there is queued again with the same token, after a back-off.
+
+        sent=False: the frames taken for this slot surely never left this process (the connection was never made), so
+        they do not make an outcome unknown. No frame of the old connection may be handed in afterwards.
+        """
+
+    def expire(self, now_ms: int) -> list[Completion]:
+        """What is past its deadline: 9 UNKNOWN or 255 TIMEOUT."""
+
+    def next_event_ms(self) -> int | None:
+        """When to call expire() and take_frames() next; 0 when something is queued right now; None for never."""
+
+    def wants_routes(self) -> bool:
+        """A refusal or a missing slot since the last set_routes() says that there may be newer routes."""
+
+def decode_scan(value: bytes) -> tuple[list[tuple[bytes, bytes, int, int]], bytes]:
+    """A scan reply's page: ([(key, value, codec, version)], next cursor; b"" = that was all). Raises FrameError."""
+
+RequestView: TypeAlias = tuple[
+    int, int, int, int, str, int, bytes, bytes, int, int, int | None, tuple[Any, ...] | None, int
+]
+"""(stream, number, opcode, flags, map, schema, key, value, codec, ttl_ms, expected version, token, lowest)."""
+
+def decode_request(frame: bytes) -> list[RequestView]:
+    """A request frame's operations, for debugging and tests. token: (stream, number, path, lowest, chain). Raises FrameError."""
+
+def encode_reply(
+    stream: int, replies: Sequence[tuple[int, int, int, int, int, int, bytes]]
+) -> bytes:
+    """A reply frame of (number, status, flags, codec, copies, version, value), for debugging and tests."""
