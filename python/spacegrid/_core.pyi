@@ -36,8 +36,9 @@ type TableEntry = tuple[
 ]
 # (map, schema, key, value, codec, version, expires_at_ms)
 type StoredEntry = tuple[str, int, bytes, bytes, int, int, int]
-# (map, key, value or None for a delete, codec, version, expires_at_ms, expired)
-type LogChange = tuple[str, bytes, bytes | None, int, int, int, bool]
+# (map, schema (0 for a delete), key, value or None for a delete, codec, version, expires_at_ms, expired);
+# version is the packed position of the change's record, for a delete as well
+type LogChange = tuple[str, int, bytes, bytes | None, int, int, int, bool]
 # (epoch of ownership, first (epoch, sequence), last (epoch, sequence), record count, changes)
 type LogBatch = tuple[int, tuple[int, int], tuple[int, int], int, list[LogChange]]
 # (partition, role, epoch, version, commit_epoch, commit_sequence, entries, bytes)
