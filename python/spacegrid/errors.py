@@ -28,7 +28,8 @@
     │  ├─ HandlerError              .error_type .remote_traceback: user code raised
     │  ├─ NoSuchHandler             no node has that unit or handler
     │  ├─ WrongRoutingKey           a turn touched a key of another routing key
-    │  └─ CallCycle                 .chain: a call back to a routing key in its own chain
+    │  ├─ CallCycle                 .chain: a call back to a routing key in its own chain
+    │  └─ NoTurn (RuntimeError)     a unit's map was read outside of a handler
     ├─ SerializationError (TypeError)
     │  ├─ SchemaMismatch            the map holds another type
     │  └─ WrongType                 the entry is not what the operation needs
@@ -67,6 +68,7 @@ __all__ = [
     "InvariantViolation",
     "MemoryFull",
     "NoSuchHandler",
+    "NoTurn",
     "NotEnoughCopies",
     "NotPrimary",
     "PartitionLost",
@@ -435,6 +437,12 @@ class CallCycle(CallError):
     ) -> None:
         super().__init__(message, partition=partition)
         self.chain = tuple(chain)
+
+
+class NoTurn(CallError, RuntimeError):
+    """A unit's map was read outside of a running handler."""
+
+    code = "no_turn"
 
 
 class SerializationError(SpaceGridError, TypeError):
