@@ -80,9 +80,10 @@ class TailCopy(_message.Message):
     copy: _builtins.int
     session: _builtins.int
     from_epoch: _builtins.int
-    """Position before the first record it was sent, and who sent it."""
+    """Position before the first record it was sent."""
     from_sequence: _builtins.int
     predecessor: _builtins.int
+    """The copy that was primary then and sent them."""
     def __init__(
         self,
         *,
@@ -161,28 +162,37 @@ class PartitionEntry(_message.Message):
 Global___PartitionEntry: _TypeAlias = PartitionEntry  # noqa: Y015
 
 @_typing.final
-class Table(_message.Message):
+class CopyStore(_message.Message):
+    """Where a copy keeps its data on disk, and what is known of its end."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
-    @_typing.final
-    class StoresEntry(_message.Message):
-        DESCRIPTOR: _descriptor.Descriptor
+    COPY_FIELD_NUMBER: _builtins.int
+    STORE_FIELD_NUMBER: _builtins.int
+    CRASHED_FIELD_NUMBER: _builtins.int
+    copy: _builtins.int
+    store: _builtins.bytes
+    """16 bytes."""
+    crashed: _builtins.bool
+    """True: its process ended without a clean stop, so the store is behind what the copy had in memory."""
+    def __init__(
+        self,
+        *,
+        copy: _builtins.int = ...,
+        store: _builtins.bytes = ...,
+        crashed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy", b"copy", "crashed", b"crashed", "store", b"store"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-        KEY_FIELD_NUMBER: _builtins.int
-        VALUE_FIELD_NUMBER: _builtins.int
-        key: _builtins.int
-        value: _builtins.bytes
-        def __init__(
-            self,
-            *,
-            key: _builtins.int = ...,
-            value: _builtins.bytes = ...,
-        ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
-        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-        def WhichOneof(self, oneof_group: _Never) -> None: ...
+Global___CopyStore: _TypeAlias = CopyStore  # noqa: Y015
+
+@_typing.final
+class Table(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
 
     REVISION_FIELD_NUMBER: _builtins.int
     LIFE_FIELD_NUMBER: _builtins.int
@@ -192,6 +202,7 @@ class Table(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     STORES_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
+    NODES_EXPECTED_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     life: _builtins.bytes
     """Cluster (16 bytes)."""
@@ -199,12 +210,14 @@ class Table(_message.Message):
     copies: _builtins.int
     min_in_sync: _builtins.int
     stopped: _builtins.bool
-    """True between a clean stop of the whole cluster and the next start."""
+    """True between a clean stop of the whole cluster and the first write after the next start."""
+    nodes_expected: _builtins.int
+    """Nodes to wait for before partitions are placed for the first time."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionEntry]: ...
     @_builtins.property
-    def stores(self) -> _containers.ScalarMap[_builtins.int, _builtins.bytes]:
-        """Store of each incarnation named above (16 bytes each), for a restart from disk."""
+    def stores(self) -> _containers.RepeatedCompositeFieldContainer[Global___CopyStore]:
+        """Stores of the copies named above, in order of copy, for a restart from disk."""
 
     def __init__(
         self,
@@ -215,12 +228,13 @@ class Table(_message.Message):
         copies: _builtins.int = ...,
         min_in_sync: _builtins.int = ...,
         entries: _abc.Iterable[Global___PartitionEntry] | None = ...,
-        stores: _abc.Mapping[_builtins.int, _builtins.bytes] | None = ...,
+        stores: _abc.Iterable[Global___CopyStore] | None = ...,
         stopped: _builtins.bool = ...,
+        nodes_expected: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "entries", b"entries", "life", b"life", "min_in_sync", b"min_in_sync", "partition_count", b"partition_count", "revision", b"revision", "stopped", b"stopped", "stores", b"stores"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "entries", b"entries", "life", b"life", "min_in_sync", b"min_in_sync", "nodes_expected", b"nodes_expected", "partition_count", b"partition_count", "revision", b"revision", "stopped", b"stopped", "stores", b"stores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -239,6 +253,7 @@ class Registration(_message.Message):
     STORE_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
     STORED_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     incarnation: _builtins.int
@@ -248,6 +263,8 @@ class Registration(_message.Message):
     """The node's local store (16 bytes), empty without one."""
     draining: _builtins.bool
     """Set on a node that is leaving."""
+    stopped: _builtins.bool
+    """Set in the last message before a clean end: its store holds all that the copy held."""
     @_builtins.property
     def stored(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredPartition]:
         """What its store holds after a clean stop."""
@@ -262,10 +279,11 @@ class Registration(_message.Message):
         store: _builtins.bytes = ...,
         draining: _builtins.bool = ...,
         stored: _abc.Iterable[Global___StoredPartition] | None = ...,
+        stopped: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "incarnation", b"incarnation", "name", b"name", "pid", b"pid", "store", b"store", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "incarnation", b"incarnation", "name", b"name", "pid", b"pid", "stopped", b"stopped", "store", b"store", "stored", b"stored"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -298,7 +316,9 @@ Global___StoredPartition: _TypeAlias = StoredPartition  # noqa: Y015
 
 @_typing.final
 class JoinRequest(_message.Message):
-    """First message of Join is the registration; later ones replace it."""
+    """First message of Join is the registration; later ones replace it. Incarnation 0 asks for a new one; a node whose
+    stream broke comes back with the one it has, which is refused with FAILED_PRECONDITION once it was ended.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -344,7 +364,7 @@ class JoinEvent(_message.Message):
 
     @_builtins.property
     def change(self) -> Global___TableChange:
-        """Entries that changed with this revision."""
+        """Entries that changed since the last table or change of this stream."""
 
     @_builtins.property
     def registrations(self) -> Global___Registrations:
@@ -379,18 +399,27 @@ class TableChange(_message.Message):
 
     REVISION_FIELD_NUMBER: _builtins.int
     ENTRIES_FIELD_NUMBER: _builtins.int
+    STORES_FIELD_NUMBER: _builtins.int
+    STOPPED_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
+    stopped: _builtins.bool
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionEntry]: ...
+    @_builtins.property
+    def stores(self) -> _containers.RepeatedCompositeFieldContainer[Global___CopyStore]:
+        """All stores, as in Table."""
+
     def __init__(
         self,
         *,
         revision: _builtins.int = ...,
         entries: _abc.Iterable[Global___PartitionEntry] | None = ...,
+        stores: _abc.Iterable[Global___CopyStore] | None = ...,
+        stopped: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "revision", b"revision", "stopped", b"stopped", "stores", b"stores"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -427,7 +456,9 @@ class Controller(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
+    """0: none."""
     term: _builtins.int
+    """Plus one with each change of controller, and never used twice."""
     def __init__(
         self,
         *,

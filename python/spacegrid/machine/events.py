@@ -1,0 +1,145 @@
+"""What the controller hears and what it says.
+
+Events are past facts, effects are verbs. Who calls: machine/controller.py, coordinator/, node/.
+"""
+
+from __future__ import annotations
+
+import enum
+
+import msgspec
+
+from spacegrid.machine.table import PartitionEntry, Registration, Table
+
+__all__ = [
+    "BecameController",
+    "Change",
+    "ChangeKind",
+    "ChangesRequested",
+    "ControllerEvent",
+    "Deposed",
+    "DrainRequested",
+    "Effect",
+    "RegistrationsChanged",
+    "TableObserved",
+    "WriteDone",
+    "WriteRefused",
+    "WriteTable",
+]
+
+
+class ChangeKind(enum.IntEnum):
+    """What a primary asks for; the numbers are those of the wire and of the core."""
+
+    #: The joining copy has acknowledged the primary's last record.
+    TAIL = 1
+    #: The tail's snapshot is complete.
+    IN_SYNC = 2
+    #: The primary has stopped the partition and all its records are committed: hand it over.
+    STOPPED = 3
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One change that a primary asks for, refused when epoch or version moved on."""
+
+    partition: int
+    epoch: int
+    version: int
+    kind: ChangeKind
+    #: The copy it is about.
+    copy: int = 0
+    #: For TAIL: position before the first record that the copy was sent.
+    from_epoch: int = 0
+    from_sequence: int = 0
+
+
+class BecameController(msgspec.Struct, frozen=True):
+    """This node alone may write the table now.
+
+    Attributes:
+        table: As the coordinator has it.
+        registrations: All nodes alive, in order of incarnation.
+        term: Goes with every write; a write of an older term is refused.
+        stopping: The whole cluster is stopping.
+    """
+
+    table: Table
+    registrations: tuple[Registration, ...]
+    term: int
+    stopping: bool = False
+
+
+class Deposed(msgspec.Struct, frozen=True):
+    """Another node is controller now: nothing more is decided here."""
+
+
+class RegistrationsChanged(msgspec.Struct, frozen=True):
+    """The nodes that are alive; one that is missing has surely ended.
+
+    Attributes:
+        registrations: All of them, in order of incarnation.
+        stopping: The whole cluster is stopping: keep the data, hand nothing over.
+    """
+
+    registrations: tuple[Registration, ...]
+    stopping: bool = False
+
+
+class ChangesRequested(msgspec.Struct, frozen=True):
+    """A primary asks for changes of its partitions.
+
+    Attributes:
+        changes: At most a few for each partition.
+        sender: Incarnation of the node that asks; 0 skips the check that it is the primary.
+    """
+
+    changes: tuple[Change, ...]
+    sender: int = 0
+
+
+class DrainRequested(msgspec.Struct, frozen=True):
+    """A node is leaving: move what it holds (as its registration's ``draining`` says too)."""
+
+    copy: int
+
+
+class WriteDone(msgspec.Struct, frozen=True):
+    """The write in flight was accepted and the table has this revision now."""
+
+    revision: int
+
+
+class WriteRefused(msgspec.Struct, frozen=True):
+    """The write in flight was refused, or nobody knows; the next table seen tells."""
+
+
+class TableObserved(msgspec.Struct, frozen=True):
+    """The table as the coordinator's watch delivered it."""
+
+    table: Table
+
+
+ControllerEvent = (
+    BecameController
+    | Deposed
+    | RegistrationsChanged
+    | ChangesRequested
+    | DrainRequested
+    | WriteDone
+    | WriteRefused
+    | TableObserved
+)
+
+
+class WriteTable(msgspec.Struct, frozen=True):
+    """Write these entries if ``term`` is current and the table is at ``expected_revision``.
+
+    At most one is in flight: the next follows `WriteDone` or `WriteRefused`.
+    """
+
+    term: int
+    expected_revision: int
+    entries: tuple[PartitionEntry, ...]
+
+
+Effect = WriteTable
