@@ -1,0 +1,1 @@
+"""Carrying bytes: protocols, gRPC channels and links, and links inside one process."""

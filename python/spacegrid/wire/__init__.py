@@ -1,0 +1,1 @@
+"""Numbers and messages of the wire, and what they mean in Python."""
