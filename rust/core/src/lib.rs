@@ -8,6 +8,7 @@
 
 pub mod entry;
 pub mod error;
+pub mod frame;
 pub mod hash;
 pub mod key;
 pub mod limits;
