@@ -1,7 +1,8 @@
 """Read the databases without the grid's own code, and compare.
 
 SQLite through the standard library, LMDB through py-lmdb and the layout in docs/LMDB.md, values
-through msgspec: nothing here imports spacegrid, so a bug of the grid's own readers can't hide a difference.
+through msgspec: nothing here imports spacegrid, so a bug of the grid's own readers can't hide a
+difference.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Read real orders from a file in the Online Retail form, plain or xz, and say what is malformed.
 
 One physical line is one row; its identity is its line number (the header is line 1). A malformed
-row is rejected alone, with its reason. Knows nothing of the grid, so the check at the end reads with it too.
+row is rejected alone, with its reason. Knows nothing of the grid, so the check at the end reads
+with it too.
 """
 
 from __future__ import annotations
