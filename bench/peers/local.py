@@ -1,4 +1,4 @@
-"""Rows without a socket: co-located reads against dict and redis-py, the ring against uhashring, placement."""
+"""Rows without a socket: co-located reads, the ring against uhashring, placement."""
 
 import itertools
 import statistics
@@ -53,7 +53,7 @@ def pairs(
 def colocated(
     keys: list[bytes], redis_port: int, repetitions: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Co-located reads in nanoseconds: bytes against dict.get, a record against redis-py GET and decode."""
+    """Co-located reads in nanoseconds: bytes against dict.get, a record against redis-py."""
     plain = {key: data.value(key) for key in keys}
     client = redis.Redis(port=redis_port)
     decoder = msgspec.msgpack.Decoder(Record)

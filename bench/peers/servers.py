@@ -1,4 +1,4 @@
-"""The servers of a run: Redis as Debian ships it, one node alone, and a pair with a synchronous backup."""
+"""The servers of a run: Debian's Redis, one node alone, and a pair with a synchronous backup."""
 
 import contextlib
 import os
@@ -48,8 +48,19 @@ def redis_server(core: int | None) -> Iterator[tuple[int, int]]:
     port = free_port()
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(
-            [REDIS / "usr" / "bin" / "redis-server", "--port", str(port), "--bind", "127.0.0.1"]
-            + ["--save", "", "--appendonly", "no", "--dir", folder],
+            [
+                REDIS / "usr" / "bin" / "redis-server",
+                "--port",
+                str(port),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--appendonly",
+                "no",
+                "--dir",
+                folder,
+            ],
             env={**os.environ, "LD_LIBRARY_PATH": ":".join(libraries)},
             stdout=subprocess.DEVNULL,
         )

@@ -1,7 +1,7 @@
-"""The load: one process, pinned, that measures one contender at a time when told to on its standard input.
+"""The load: one process that measures one contender at a time, as its standard input says.
 
-Each line in is a JSON object {"what", "who", "in_flight", "seconds", ...}; each line out is its result. Loop and pinning
-are fixed for the process, so uvloop and plain asyncio are two workers.
+Each line in is a JSON object, each line out is its result. Loop and pinning are fixed for the
+process, so uvloop and plain asyncio are two workers.
 """
 
 import argparse
