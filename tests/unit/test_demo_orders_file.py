@@ -4,7 +4,6 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-
 from spacegrid.demo.orders_file import OrdersFileError, Rejected, Row, read_rows
 
 DIRTY = Path(__file__).parent.parent / "data" / "orders_dirty.csv"
