@@ -1,4 +1,4 @@
-"""The wheel in an environment of its own: made by `make wheel`, installed from the wheelhouse, without Rust."""
+"""The wheel in an environment of its own, installed from the wheelhouse, without Rust."""
 
 import os
 import subprocess
@@ -13,14 +13,25 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="session")
 def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the interpreter of an empty environment that has the wheel and nothing of the source tree."""
+    """Return the interpreter of an environment that has the wheel and no source tree."""
     wheels = sorted((ROOT / "build" / "wheels").glob("*.whl"))
     assert len(wheels) == 1, f"`make wheel` has to run first; found {wheels}"
     environment = tmp_path_factory.mktemp("wheel") / "env"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     python = environment / "bin" / "python"
+    from_wheelhouse = ["--find-links", ROOT / "build" / "wheelhouse"]
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-index", "--find-links", ROOT / "build" / "wheelhouse", wheels[0]],
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-index",
+            "--find-links",
+            ROOT / "build" / "wheelhouse",
+            wheels[0],
+        ],
         check=True,
         env=without_rust(),
     )
@@ -28,7 +39,7 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def without_rust() -> dict[str, str]:
-    """Return an environment with a PATH that has no compiler, and no pip settings of this machine."""
+    """Return an environment whose PATH has no compiler, without this machine's pip settings."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "PYTHON"))
     }
