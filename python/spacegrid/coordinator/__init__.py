@@ -1,8 +1,9 @@
 """The outside authority of a cluster, behind five verbs.
 
 Keep a registration alive (`Coordinator.join`), campaign (a registered node may become controller),
-read and watch the table and the registrations (`Coordinator.events`), write the table at its known
-revision under the current term (`Coordinator.write`), stop the cluster (`Coordinator.stop_cluster`).
+read and watch the table and the registrations (`Coordinator.events`), write the table at its
+known revision under the current term (`Coordinator.write`), stop the cluster
+(`Coordinator.stop_cluster`).
 
 We do not write consensus: an implementation relies on one process (local.py with local_server.py,
 memory.py) or on an engine that has it. All of them pass the same suite,
@@ -87,7 +88,7 @@ class Coordinator(Protocol):
 
     @property
     def registration(self) -> Registration:
-        """This node's registration as accepted; incarnation 0 before `join`."""
+        """The node's own registration as accepted; incarnation 0 before `join`."""
 
     @property
     def table(self) -> Table:

@@ -54,7 +54,7 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class BecameController(msgspec.Struct, frozen=True):
-    """This node alone may write the table now.
+    """The node of this machine alone may write the table now.
 
     Attributes:
         table: As the coordinator has it.

@@ -133,7 +133,7 @@ class Registration(msgspec.Struct, frozen=True):
     stopped: bool = False
 
 
-class PartitionEntry(msgspec.Struct, frozen=True):
+class PartitionEntry(msgspec.Struct, frozen=True, array_like=True):
     """Ownership of one partition.
 
     Attributes:

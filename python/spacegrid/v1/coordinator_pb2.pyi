@@ -325,9 +325,12 @@ class JoinRequest(_message.Message):
     PROTOCOL_VERSION_FIELD_NUMBER: _builtins.int
     CLUSTER_ID_FIELD_NUMBER: _builtins.int
     REGISTRATION_FIELD_NUMBER: _builtins.int
+    LEAVE_FIELD_NUMBER: _builtins.int
     protocol_version: _builtins.int
     cluster_id: _builtins.bytes
     """Cluster the node expects; empty: any."""
+    leave: _builtins.bool
+    """True: the caller leaves; the registration ends now. Without it a stream that ends is no end."""
     @_builtins.property
     def registration(self) -> Global___Registration: ...
     def __init__(
@@ -336,10 +339,11 @@ class JoinRequest(_message.Message):
         protocol_version: _builtins.int = ...,
         cluster_id: _builtins.bytes = ...,
         registration: Global___Registration | None = ...,
+        leave: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["registration", b"registration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "protocol_version", b"protocol_version", "registration", b"registration"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "leave", b"leave", "protocol_version", b"protocol_version", "registration", b"registration"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

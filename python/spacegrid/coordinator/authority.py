@@ -1,0 +1,262 @@
+"""What a coordinator decides: incarnations, terms, who is controller, which write counts.
+
+Synchronous and without I/O of its own: `save` is called with the new state before anyone is told
+(C4), and each `View` in `watchers` is told after that. memory.py runs it in the process of an
+embedded grid, local_server.py in a process of its own.
+
+The controller is the registered node of the lowest incarnation that is not draining; a node that
+drains is chosen only when there is no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from spacegrid.coordinator import ControllerChanged, WriteResult
+from spacegrid.coordinator.view import View
+from spacegrid.errors import ProtocolError
+from spacegrid.machine.table import CopyStore, PartitionEntry, Registration, Table
+
+__all__ = ["NODES_MAX", "Authority", "AuthorityState"]
+
+#: Nodes that may be registered at one time.
+NODES_MAX = 1_000
+
+
+class AuthorityState(msgspec.Struct, frozen=True):
+    """All that must survive the coordinator's own end.
+
+    Attributes:
+        table: The ownership table.
+        next_incarnation: The next to give.
+        term: The last given.
+        controller: Incarnation that has the term; 0: nobody.
+        registrations: Nodes alive, in order of incarnation.
+        stopping: Incarnations that were alive when the cluster was told to stop and have not ended.
+        process_starts: What tells a registered process from a later one of the same pid.
+    """
+
+    table: Table
+    next_incarnation: int = 1
+    term: int = 0
+    controller: int = 0
+    registrations: tuple[Registration, ...] = ()
+    stopping: tuple[int, ...] = ()
+    process_starts: dict[int, int] = {}
+
+
+class Authority:
+    """The state and its five changes; see the module."""
+
+    def __init__(self, state: AuthorityState, save: Callable[[AuthorityState], None]) -> None:
+        """Take over a state.
+
+        Args:
+            state: As it was saved last, or a new one.
+            save: Makes a state durable; raises when it can't, and then nothing has changed.
+        """
+        self.state = state
+        self.watchers: list[View] = []
+        self._save = save
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the cluster was told to stop and some of its nodes are still there."""
+        return bool(self.state.stopping)
+
+    def watch(self, view: View) -> None:
+        """Tell the view what is, and from now on what changes."""
+        view.push_table(self.state.table, None)
+        view.push_registrations(self.state.registrations, self.stopping)
+        view.push_controller(ControllerChanged(self.state.controller, self.state.term))
+        self.watchers.append(view)
+
+    def unwatch(self, view: View) -> None:
+        """Tell the view nothing more."""
+        if view in self.watchers:
+            self.watchers.remove(view)
+
+    def registered(self, incarnation: int) -> Registration | None:
+        """The registration of that incarnation, if it is alive."""
+        for registration in self.state.registrations:
+            if registration.incarnation == incarnation:
+                return registration
+        return None
+
+    def register(self, registration: Registration, process_start: int = 0) -> Registration:
+        """Accept a node, or a newer word of one that is registered.
+
+        Args:
+            registration: Incarnation 0 asks for a new one.
+            process_start: Start time of its process, to tell it from a later one of the same pid.
+
+        Returns:
+            The registration with its incarnation.
+
+        Raises:
+            ProtocolError: That incarnation has ended, its name or store is in use by another node,
+                the cluster is stopping, or there are too many nodes.
+        """
+        if registration.incarnation:
+            if self.registered(registration.incarnation) is None:
+                raise ProtocolError(f"incarnation {registration.incarnation} has ended")
+            self._change(self._with_registration(registration))
+            return registration
+        if self.stopping:
+            raise ProtocolError("the cluster is stopping\nhint: start again once it has stopped")
+        self._check_new(registration)
+        state = self.state
+        registration = msgspec.structs.replace(registration, incarnation=state.next_incarnation)
+        self._change(
+            msgspec.structs.replace(
+                state,
+                next_incarnation=state.next_incarnation + 1,
+                registrations=(*state.registrations, registration),
+                process_starts={**state.process_starts, registration.incarnation: process_start},
+            )
+        )
+        return registration
+
+    def end(self, incarnation: int, *, crashed: bool) -> None:
+        """A node has surely ended.
+
+        Args:
+            incarnation: Which; one that is not registered changes nothing.
+            crashed: It had not said that it stopped cleanly, so its store is behind its memory.
+        """
+        if self.registered(incarnation) is None:
+            return
+        state = self.state
+        table = state.table
+        if crashed and any(store.copy == incarnation for store in table.stores):
+            stores = tuple(
+                msgspec.structs.replace(store, crashed=True) if store.copy == incarnation else store
+                for store in table.stores
+            )
+            table = msgspec.structs.replace(table, stores=stores)
+        self._change(
+            msgspec.structs.replace(
+                state,
+                table=table,
+                registrations=tuple(
+                    item for item in state.registrations if item.incarnation != incarnation
+                ),
+                stopping=tuple(item for item in state.stopping if item != incarnation),
+                process_starts={
+                    key: value for key, value in state.process_starts.items() if key != incarnation
+                },
+            )
+        )
+
+    def write(
+        self, term: int, expected_revision: int, entries: Iterable[PartitionEntry]
+    ) -> WriteResult:
+        """Write entries of the controller.
+
+        Args:
+            term: Must be the current one.
+            expected_revision: Must be the table's.
+            entries: Each with a higher version than the one it replaces.
+
+        Returns:
+            Whether it was written. Refused as well while the cluster is stopping.
+
+        Raises:
+            ProtocolError: An entry that can't be right; nothing is written.
+        """
+        table = self.state.table
+        if self.stopping or term != self.state.term or expected_revision != table.revision:
+            return WriteResult(False, table.revision)
+        changed = list(entries)
+        for entry in changed:
+            if entry.partition >= table.partition_count:
+                raise ProtocolError(
+                    f"partition {entry.partition} is over {table.partition_count - 1}"
+                )
+            if entry.version <= table.entries[entry.partition].version:
+                raise ProtocolError(
+                    f"partition {entry.partition} has version "
+                    f"{table.entries[entry.partition].version}, {entry.version} is not after it"
+                )
+        table = table.apply(table.revision + 1, changed, stopped=False)
+        table = msgspec.structs.replace(table, stores=self._stores_of(table))
+        self._change(
+            msgspec.structs.replace(self.state, table=table),
+            tuple(entry.partition for entry in changed),
+        )
+        return WriteResult(True, table.revision)
+
+    def stop_cluster(self) -> None:
+        """Mark the cluster as stopping; nothing is written until it has stopped and begun anew."""
+        state = self.state
+        if self.stopping or not state.registrations:
+            return
+        self._change(
+            msgspec.structs.replace(
+                state,
+                table=state.table.apply(state.table.revision + 1, (), stopped=True),
+                stopping=tuple(item.incarnation for item in state.registrations),
+            )
+        )
+
+    def _check_new(self, registration: Registration) -> None:
+        if len(self.state.registrations) >= NODES_MAX:
+            raise ProtocolError(f"{NODES_MAX} nodes are registered, which is the limit")
+        for other in self.state.registrations:
+            if other.name == registration.name:
+                raise ProtocolError(
+                    f"node name {registration.name!r} is in use by process {other.pid}"
+                )
+            if registration.store and other.store == registration.store:
+                raise ProtocolError(
+                    f"store {registration.store.hex()} is in use by node {other.name!r}"
+                )
+
+    def _with_registration(self, registration: Registration) -> AuthorityState:
+        registrations = tuple(
+            registration if item.incarnation == registration.incarnation else item
+            for item in self.state.registrations
+        )
+        return msgspec.structs.replace(self.state, registrations=registrations)
+
+    def _stores_of(self, table: Table) -> tuple[CopyStore, ...]:
+        """The stores of all copies that the table names: what is known of them stays known."""
+        known = {item.copy: item for item in table.stores}
+        for registration in self.state.registrations:
+            if registration.store and registration.incarnation not in known:
+                known[registration.incarnation] = CopyStore(
+                    registration.incarnation, registration.store
+                )
+        named: set[int] = set()
+        for entry in table.entries:
+            named.update(entry.in_sync)
+            if entry.former or entry.joining or entry.tails:
+                named.update(entry.members(), entry.former)
+        return tuple(known[copy] for copy in sorted(named) if copy in known)
+
+    def _change(self, state: AuthorityState, changed: tuple[int, ...] = ()) -> None:
+        """Choose the controller, save, then tell everyone what is different."""
+        controller = _controller_of(state.registrations)
+        if controller != state.controller:
+            state = msgspec.structs.replace(state, controller=controller, term=state.term + 1)
+        before = self.state
+        self._save(state)
+        self.state = state
+        for view in self.watchers:
+            if state.table is not before.table:
+                view.push_table(state.table, changed)
+            if (state.registrations, state.stopping) != (before.registrations, before.stopping):
+                view.push_registrations(state.registrations, self.stopping)
+            if state.term != before.term:
+                view.push_controller(ControllerChanged(state.controller, state.term))
+
+
+def _controller_of(registrations: tuple[Registration, ...]) -> int:
+    """Lowest incarnation among the nodes that stay, else among those that drain, else 0."""
+    for draining in (False, True):
+        for registration in registrations:
+            if registration.draining is draining and not registration.stopped:
+                return registration.incarnation
+    return 0
