@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from typing import (
     Any,
@@ -457,6 +457,18 @@ class TurnMap(Protocol[K_contra, V]):
     def get(self, key: K_contra, default: Any = None, /) -> V | None:
         """Return the value, with the turn's own writes, or the default."""
 
+    def __getitem__(self, key: K_contra, /) -> V:
+        """Return the value; KeyError when there is no entry."""
+
+    def __setitem__(self, key: K_contra, value: V, /) -> None:
+        """Write without expiry when the turn commits."""
+
+    def __delitem__(self, key: K_contra, /) -> None:
+        """Delete when the turn commits; KeyError when there is no entry."""
+
+    def __contains__(self, key: K_contra, /) -> bool:
+        """Tell whether there is an entry."""
+
     def get_entry(self, key: K_contra, /) -> Entry[V] | None:
         """Return value and version, or None."""
 
@@ -481,6 +493,11 @@ class TurnContext(Protocol):
 
     def map(self, spec: Map[K, V], /) -> TurnMap[K, V]:
         """Return the turn's view of a map."""
+
+    def call(
+        self, handler: Any, args: tuple[Any, ...], kwargs: dict[str, Any], /
+    ) -> Awaitable[Any]:
+        """Queue a call of another handler."""
 
 
 current_turn: ContextVar[TurnContext] = ContextVar("spacegrid_turn")
