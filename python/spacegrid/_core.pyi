@@ -358,6 +358,9 @@ class Client:
     def get(self, map: int, key: bytes | str, waiter: object, timeout_ms: int) -> int:
         """Queue a get; returns its number. The deadline counts from the next take_frames() or expire()."""
 
+    def get_entry(self, map: int, key: bytes | str, waiter: object, timeout_ms: int) -> int:
+        """As get(), but on_frame_futures() always returns its completion: the caller wants the version too."""
+
     def put(
         self,
         map: int,
@@ -428,6 +431,13 @@ class Client:
     def delete_many(
         self, map: int, keys: Sequence[bytes | str], waiter: object, timeout_ms: int
     ) -> int: ...
+    def about(self, number: int) -> tuple[str, int, bytes, int] | None:
+        """What an operation was, for messages: (verb, map index, key, partition); verb is get, put, delete, incr,
+        call, size, scan or contains.
+
+        Known for what the last on_frame(), on_frame_futures() or expire() returned, and for every open number.
+        """
+
     def resend(self, number: int, waiter: object, timeout_ms: int) -> None:
         """Ask again for an unknown outcome: same token, so it is applied once. KeyError when it is not kept."""
 
