@@ -1,7 +1,7 @@
 """What a pump decides, without a thread, a clock or a database.
 
-`Plan` follows the ownership of partitions; `Pace` says when a batch is due; `Backoff` how long to wait
-for a sink that is away.
+`Plan` follows the ownership of partitions; `Pace` says when a batch is due; `Backoff` how long to
+wait for a sink that is away.
 
 Who calls: `spacegrid.pump.pump`, on its own thread.
 """
@@ -141,7 +141,7 @@ class Plan:
         return {row[0]: row[5] for row in roles if self._complete(row)}
 
     def missing(self, targets: Mapping[int, int]) -> dict[int, int]:
-        """Targets not reached, without partitions that left this node or that somebody newer has."""
+        """Targets not reached, without partitions that left or that somebody newer has."""
         return {
             partition: sequence
             for partition, sequence in targets.items()

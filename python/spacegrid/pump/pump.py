@@ -1,16 +1,16 @@
 """A data pump: one thread that carries a node's committed records into one sink.
 
-The thread looks at the node's roles, takes partitions over or lets them go (`Plan`), reads whole records
-after its cursors into a batch when one is due (`Pace`), has the sink write it, and only then advances
-the cursors. A cursor pins the log: while the sink is away the log fills to its bound and the node pushes
-writers back; the pump drops nothing.
+The thread looks at the node's roles, takes partitions over or lets them go (`Plan`), reads whole
+records after its cursors into a batch when one is due (`Pace`), has the sink write it, and only
+then advances the cursors. A cursor pins the log: while the sink is away the log fills to its bound
+and the node pushes writers back; the pump drops nothing.
 
 Invariants:
     - A cursor never stands past what is in the sink.
-    - A partition whose position is not in the log (a gap) is rewritten whole from a snapshot, counted,
-      and logged; it is never read on from somewhere else.
-    - Whatever goes wrong is retried with back-off and shown in the status, except a sink that belongs
-      to somebody else: then the pump ends.
+    - A partition whose position is not in the log (a gap) is rewritten whole from a snapshot,
+      counted, and logged; it is never read on from somewhere else.
+    - Whatever goes wrong is retried with back-off and shown in the status, except a sink that
+      belongs to somebody else: then the pump ends.
 
 Who calls: the node's engine. `start`, `wake`, `flush`, `stop`, `status`, `call` from any thread.
 """
@@ -120,6 +120,7 @@ class Pump:
 
         Args:
             timeout_s: How long to wait for the first answer of the sink.
+
         Raises:
             SinkMismatch: It belongs to another cluster or layout; the pump has ended.
         """
@@ -139,6 +140,7 @@ class Pump:
 
         Args:
             timeout_s: How long to wait.
+
         Returns:
             False when it took longer, or the pump has ended.
         """
@@ -162,6 +164,7 @@ class Pump:
             flush: Carry over everything committed first, and, for a local sink, mark its store as
                 cleanly stopped; the node must not commit any more then.
             timeout_s: How long the flush may take.
+
         Returns:
             Whether everything committed is in the sink (always False without ``flush``).
         """
@@ -200,6 +203,7 @@ class Pump:
         Args:
             letter_id: `DeadLetter.id`.
             timeout_s: How long to wait for the pump.
+
         Raises:
             SinkError: No such letter, another node owns it, or the database still refuses.
         """
@@ -283,10 +287,14 @@ class Pump:
         return wait_s
 
     def _fail(self, state: PumpState, error: Exception) -> None:
-        text = str(error) if isinstance(error, SpaceGridError) else f"{type(error).__name__}: {error}"
+        text = (
+            str(error) if isinstance(error, SpaceGridError) else f"{type(error).__name__}: {error}"
+        )
         if text != self._error:
             known = isinstance(error, SpaceGridError)
-            log.warning("pump %s: %s (%s)", self.name, text, state, exc_info=None if known else error)
+            log.warning(
+                "pump %s: %s (%s)", self.name, text, state, exc_info=None if known else error
+            )
         self._error = text
         self._state = state
 
@@ -369,8 +377,13 @@ class Pump:
         gaps: list[int] = []
         for partition in wanted:
             if partition not in granted:
-                log.info("pump %s: partition %d has a newer owner than epoch %d in %s",
-                         self.name, partition, wanted[partition], self._sink.name)
+                log.info(
+                    "pump %s: partition %d has a newer owner than epoch %d in %s",
+                    self.name,
+                    partition,
+                    wanted[partition],
+                    self._sink.name,
+                )
                 self._plan.refuse(partition)
                 continue
             position = granted[partition] or (0, 0)
@@ -428,8 +441,13 @@ class Pump:
         self._written_rows += outcome.rows
         self._batch_count += 1
         self._parked_count = self._count_parked()
-        log.info("pump %s: wrote %d partitions whole into %s, %d rows",
-                 self.name, done, self._sink.name, outcome.rows)
+        log.info(
+            "pump %s: wrote %d partitions whole into %s, %d rows",
+            self.name,
+            done,
+            self._sink.name,
+            outcome.rows,
+        )
 
     def _begin_resync(self, partition: int, epoch: int) -> Resync | None:
         """Read the first chunk and pin the log there; None when it has to wait for another look."""
@@ -445,9 +463,7 @@ class Pump:
                 return Resync(partition, epoch, position, chunks)
         return None
 
-    def _chunks(
-        self, partition: int, entries: list[Entry], after: bytes
-    ) -> Iterator[list[Entry]]:
+    def _chunks(self, partition: int, entries: list[Entry], after: bytes) -> Iterator[list[Entry]]:
         yield entries
         while after:
             _, entries, after = self._source.snapshot(partition, after, SNAPSHOT_CHUNK_BYTES)
@@ -479,8 +495,12 @@ class Pump:
         self._written_rows += written.rows
         if written.parked:
             self._parked_count = self._count_parked()
-            log.warning("pump %s: %s refuses %d records, parked as dead letters",
-                        self.name, self._sink.name, written.parked)
+            log.warning(
+                "pump %s: %s refuses %d records, parked as dead letters",
+                self.name,
+                self._sink.name,
+                written.parked,
+            )
         return records + len(written.moved)
 
     def _settle(self, partition: int, position: Position) -> None:
@@ -490,7 +510,7 @@ class Pump:
             self._plan.retake(partition)
 
     def _gather(self) -> list[Part]:
-        """Whole records of as many partitions as fit a batch, beginning with another one each time."""
+        """Whole records of as many partitions as fit a batch, beginning elsewhere each time."""
         taken = self._plan.taken
         ready = [p for p in self._source.pump_ready(self.name) if p in taken]
         if not ready:

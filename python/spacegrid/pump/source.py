@@ -53,9 +53,7 @@ class LogSource(Protocol):
     def streams(self, partition: int) -> bytes:
         """Request results of a partition, opaque."""
 
-    def read_entry(
-        self, map: str, key: bytes, now_ms: int
-    ) -> tuple[bytes, int, int, int] | None:
+    def read_entry(self, map: str, key: bytes, now_ms: int) -> tuple[bytes, int, int, int] | None:
         """(value, codec, version, expires_at_ms); LookupError when not the primary of that key."""
 
     def status(self) -> dict[str, int]:

@@ -1,16 +1,16 @@
-"""What a data pump needs of a database: the protocols of local and shared sinks, and their messages.
+"""What a data pump needs of a database: local and shared sinks, and what they are told.
 
-A *shared* sink (SQL) is one database for the whole cluster; the pump of a partition's primary writes it,
-fenced by the checkpoint that lives in the same database. A *local* sink (LMDB) is one node's own disk;
-every node writes every complete copy it holds.
+A *shared* sink (SQL) is one database for the whole cluster; the pump of a partition's primary
+writes it, fenced by the checkpoint that lives in the same database. A *local* sink (LMDB) is one
+node's own disk; every node writes every complete copy it holds.
 
 Invariants that every sink keeps, whatever happens between two of its steps:
 
 - Changes and the position they bring a partition to are written in one transaction.
-- A part whose position is already stored is skipped; a part that does not begin at the stored position
-  is not written (`Written.moved` says where the partition really is).
-- What fails because the sink is away raises `SinkUnavailable` and has written nothing, or has written it
-  whole; asking again settles which.
+- A part whose position is already stored is skipped; a part that does not begin at the stored
+  position is not written (`Written.moved` says where the partition really is).
+- What fails because the sink is away raises `SinkUnavailable` and has written nothing, or has
+  written it whole; asking again settles which.
 
 Who calls: `spacegrid.pump`. A sink is used by one thread at a time.
 """
@@ -156,9 +156,10 @@ class Sink(Protocol):
 
         Args:
             wanted: Partition to the epoch under which this node owns it.
+
         Returns:
-            Where to go on for each partition granted, None where nothing is stored. A partition that
-            is missing was refused: somebody else has it under the same or a newer epoch.
+            Where to go on for each partition granted, None where nothing is stored. A partition
+            that is missing was refused: somebody else has it under the same or a newer epoch.
         """
 
     def let_go(self, partitions: Sequence[int], *, gone: bool) -> None:
@@ -200,9 +201,10 @@ class SharedSink(Sink, Protocol):
         Args:
             letter_id: `DeadLetter.id`.
             read: (map, key) to the (value, codec) committed in the grid now, or None.
+
         Raises:
-            SinkError: No such letter, another node owns its partition, or the database still refuses;
-                nothing has changed.
+            SinkError: No such letter, another node owns its partition, or the database still
+                refuses; nothing has changed.
         """
 
 
@@ -215,7 +217,7 @@ class LocalSink(Sink, Protocol):
         """Say, durably, that these partitions are whole on disk up to these positions.
 
         Args:
-            positions: Partition to the position its copy stopped at; those stored at another one are
-                left out.
+            positions: Partition to the position its copy stopped at; those stored at another one
+                are left out.
             streams: Partition to its request results, kept for the restart.
         """

@@ -1,15 +1,16 @@
 """The fenced checkpoint of a shared sink, as decisions without a database.
 
-One row per pump owner: (owner, life, partition count, rev, {partition: [epoch, position]}). An owner is a
-node's incarnation; a batch touches hundreds of partitions and one row. Rules (docs/guide/pumps.md):
+One row per pump owner: (owner, life, partition count, rev, {partition: [epoch, position]}). An
+owner is a node's incarnation; a batch touches hundreds of partitions and one row. Rules
+(docs/guide/pumps.md):
 
-- Taking a partition over: refused if any entry of it has a newer epoch, or the same epoch and another
-  owner. Otherwise the highest position of all entries is where to go on; the others lose theirs, and
-  each row that changes gets rev + 1.
-- A batch changes the owner's row only while its rev is the one the owner read. So whoever was deposed
-  fails in the database, and taking over one partition disturbs no other.
-- A row that another owner has emptied is removed. Its owner, should it come back, begins again above the
-  last rev that it has seen, so no rev ever stands for two states.
+- Taking a partition over: refused if any entry of it has a newer epoch, or the same epoch and
+  another owner. Otherwise the highest position of all entries is where to go on; the others lose
+  theirs, and each row that changes gets rev + 1.
+- A batch changes the owner's row only while its rev is the one the owner read. So whoever was
+  deposed fails in the database, and taking over one partition disturbs no other.
+- A row that another owner has emptied is removed. Its owner, should it come back, begins again
+  above the last rev that it has seen, so no rev ever stands for two states.
 
 Who calls: the SQL sinks, each inside its own transaction.
 """
@@ -55,7 +56,8 @@ class TakeOver:
     Attributes:
         granted: Partition to where to go on, None where nothing was stored.
         mine: The owner's row afterwards, rev already increased; unchanged when nothing was granted.
-        changed: Rows of others that lost entries, rev already increased; an empty one is to be removed.
+        changed: Rows of others that lost entries, rev already increased; an empty one is to be
+            removed.
     """
 
     granted: dict[int, Position | None]
@@ -132,6 +134,7 @@ def refuse_foreign(
         life: This cluster's id.
         partition_count: This cluster's partitions.
         stored: (life, partition count) of each row found.
+
     Raises:
         SinkMismatch: One differs.
     """

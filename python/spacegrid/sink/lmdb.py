@@ -1,23 +1,24 @@
 """The LMDB sink: one node's own disk, holding every complete copy that the node holds.
 
-The layout is documented in docs/LMDB.md, so that anything that reads LMDB can read it. In short, in the
-directory ``lmdb`` under the node's data folder:
+The layout is documented in docs/LMDB.md, so that anything that reads LMDB can read it. In short, in
+the directory ``lmdb`` under the node's data folder:
 
 - ``store.json``: whose store it is (format, cluster life, partition count, store id, boot id).
-- ``clean.json``: there only between a clean stop and the next load: {"partitions": {p: [epoch, sequence]}}.
+- ``clean.json``: there only between a clean stop and the next load: its content is
+  {"partitions": {p: [epoch, sequence]}}.
 - ``owner.lock``: locked while a node has the store open.
-- ``data.mdb``: database ``entries`` (`entry_key`, `VALUE_HEAD`) and database ``meta`` with ``cursor/`` and
-  ``streams/`` plus the partition (u16 BE) as keys.
+- ``data.mdb``: database ``entries`` (`entry_key`, `VALUE_HEAD`) and database ``meta`` with
+  ``cursor/`` and ``streams/`` plus the partition (u16 BE) as keys.
 
 Invariants:
 
-- Entries and the cursor that covers them are written in one transaction. A partition without a cursor
-  is not whole (a dump was interrupted) and is begun anew.
-- ``clean.json`` is written after everything it vouches for is fsynced, and removed, durably, before the
-  first byte is loaded: a crash after that is never taken for a clean stop.
-- Batches are not fsynced (the grid's copies are what survives a crash of one node): a killed process loses
-  nothing of a batch, a loss of power can damage the file. A store that was open at a loss of power
-  (another boot id, no ``clean.json``) is therefore set aside, not read.
+- Entries and the cursor that covers them are written in one transaction. A partition without a
+  cursor is not whole (a dump was interrupted) and is begun anew.
+- ``clean.json`` is written after everything it vouches for is fsynced, and removed, durably, before
+  the first byte is loaded: a crash after that is never taken for a clean stop.
+- Batches are not fsynced (the grid's copies are what survives a crash of one node): a killed
+  process loses nothing of a batch, a loss of power can damage the file. A store that was open at a
+  loss of power (another boot id, no ``clean.json``) is therefore set aside, not read.
 
 Who calls: the node's local pump from its own thread; before it starts, whoever loads the store.
 """
@@ -259,6 +260,7 @@ class LmdbSink:
 
         Returns:
             Arguments for ``Node.load``, at most `LOAD_ENTRIES` entries each.
+
         Raises:
             SinkMismatch: The store belongs to another cluster.
             SinkUnavailable: The disk refuses, or another process has the store open.
@@ -348,7 +350,7 @@ class LmdbSink:
         return len(last)
 
     def resync(self, resyncs: Sequence[Resync]) -> Written:
-        """Replace copies on disk, a chunk a transaction; the cursor, which makes it whole, comes last."""
+        """Replace copies on disk, a chunk a transaction; the cursor comes last."""
         self.open()
         written = Written()
         for resync in resyncs:
@@ -408,7 +410,7 @@ class LmdbSink:
     def mark_clean(
         self, positions: Mapping[int, Position], streams: Callable[[int], bytes]
     ) -> None:
-        """Write the mark of a clean stop for the partitions that are on disk up to these positions."""
+        """Write the mark of a clean stop for what is on disk up to these positions."""
         self.open()
         whole = {p: at for p, at in positions.items() if self._cursors.get(p) == at}
 
@@ -444,7 +446,8 @@ class LmdbSink:
     def _check_process(self) -> None:
         if self._process not in (0, os.getpid()):
             raise ForkedProcess(
-                f"{self.name} was opened by process {self._process}, this is its child {os.getpid()}"
+                f"{self.name} was opened by process {self._process}, "
+                f"this is its child {os.getpid()}"
             )
 
     @contextmanager
@@ -465,6 +468,7 @@ def entry_key(partition: int, name: str, key: bytes, prefix: bytes | None = None
         name: Map name.
         key: Key bytes.
         prefix: ``partition`` as u16 BE, where the caller has it.
+
     Returns:
         Partition u16 BE, length of the map name u8, map name, key. Where that is over 500 bytes:
         FF FF, then the same with the key's 16-byte BLAKE2b digest in its place.

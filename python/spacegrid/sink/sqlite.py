@@ -8,10 +8,10 @@ Tables beside the user's own: ``spacegrid_checkpoint`` (`spacegrid.sink.checkpoi
     one executemany per table and operation, the last change of each key only
     COMMIT
 
-A batch that a row fails in is rolled back and replayed record by record, in log order and not coalesced:
-a record that still fails is parked whole as a dead letter and its keys are held back, which is in the same
-transaction as the position that moves past it. Later changes of a held key only move the letter's last
-position; other keys of those records are written.
+A batch that a row fails in is rolled back and replayed record by record, in log order and not
+coalesced: a record that still fails is parked whole as a dead letter and its keys are held back,
+which is in the same transaction as the position that moves past it. Later changes of a held key
+only move the letter's last position; other keys of those records are written.
 
 Durability: WAL with ``synchronous=FULL``, so a committed batch survives a loss of power.
 
@@ -33,8 +33,13 @@ from urllib.parse import unquote, urlsplit
 import msgspec
 
 from spacegrid import _core
-from spacegrid.errors import ConfigError, SerializationError, SinkError, SinkMismatch
-from spacegrid.errors import SinkUnavailable
+from spacegrid.errors import (
+    ConfigError,
+    SerializationError,
+    SinkError,
+    SinkMismatch,
+    SinkUnavailable,
+)
 from spacegrid.sink.base import Change, DeadLetter, Part, Position, Resync, Written
 from spacegrid.sink.checkpoint import (
     Mark,
@@ -158,7 +163,9 @@ class SqliteSink:
                     self.name,
                     self._life,
                     self._partition_count,
-                    database.execute("SELECT DISTINCT life, partition_count FROM spacegrid_checkpoint"),
+                    database.execute(
+                        "SELECT DISTINCT life, partition_count FROM spacegrid_checkpoint"
+                    ),
                 )
                 for table in self._tables.values():
                     self._make_table(database, table)
@@ -343,12 +350,11 @@ class SqliteSink:
         self._touch(database, touched)
         upserts: dict[str, list[tuple[Any, ...]]] = {}
         deletes: dict[str, list[tuple[Any, ...]]] = {}
-        for (name, key), change in last.items():
-            value = change[3]
+        for name, _, key_bytes, value, codec, _, _, _ in last.values():
             if value is None:
-                deletes.setdefault(name, []).append(tables[name].key_row(key))
+                deletes.setdefault(name, []).append(tables[name].key_row(key_bytes))
             else:
-                upserts.setdefault(name, []).append(tables[name].row(key, value, change[4]))
+                upserts.setdefault(name, []).append(tables[name].row(key_bytes, value, codec))
         for name, rows in deletes.items():
             database.executemany(self._statements[name].delete, rows)
         for name, rows in upserts.items():
@@ -436,8 +442,15 @@ class SqliteSink:
             ):
                 keys.setdefault(letter, []).append((name, key))
             return [
-                DeadLetter(row[0], row[1], (row[2], row[3]), (row[4], row[5]),
-                           keys.get(row[0], []), row[6], row[7])
+                DeadLetter(
+                    row[0],
+                    row[1],
+                    (row[2], row[3]),
+                    (row[4], row[5]),
+                    keys.get(row[0], []),
+                    row[6],
+                    row[7],
+                )
                 for row in self._database.execute(
                     "SELECT id, partition, epoch, sequence, last_epoch, last_sequence, error, "
                     "parked_at FROM spacegrid_dead_letters ORDER BY id"
@@ -664,12 +677,18 @@ class _Replay:
         keys: set[HeldKey],
         error: str,
     ) -> None:
-        now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         letter = self._database.execute(
             "INSERT INTO spacegrid_dead_letters (partition, epoch, sequence, last_epoch, "
             "last_sequence, error, parked_at, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (partition, *position, *position, error[:ERROR_TEXT_MAX], now,
-             msgspec.msgpack.encode(record)),
+            (
+                partition,
+                *position,
+                *position,
+                error[:ERROR_TEXT_MAX],
+                now,
+                msgspec.msgpack.encode(record),
+            ),
         ).lastrowid
         assert letter is not None
         self.parked += 1
@@ -687,6 +706,7 @@ def sqlite_path(url: str) -> Path:
 
     Args:
         url: ``sqlite:///relative.db`` or ``sqlite:////absolute.db``.
+
     Raises:
         ConfigError: Anything else; a database in memory can't be a sink.
     """

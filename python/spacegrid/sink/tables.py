@@ -1,15 +1,15 @@
 """SQL tables made from maps: which columns, of which kind, and how an entry becomes a row.
 
 A map with ``columns`` is a table of the map's name. The named columns hold the parts of the key and
-are the primary key; a Struct, dataclass or pydantic value gives one column per field, any other value
-is one column ``value``. Kinds, independent of the database's own type names:
+are the primary key; a Struct, dataclass or pydantic value gives one column per field, any other
+value is one column ``value``. Kinds, independent of the database's own type names:
 
     int, bool -> INTEGER     float -> REAL     str -> TEXT     bytes -> BLOB
     Decimal -> TEXT, exact   datetime, date, time -> TEXT, ISO 8601   UUID, Enum of texts -> TEXT
     anything else -> JSON    ``X | None`` -> nullable, everything else NOT NULL
 
-Invariants: the same map gives the same table everywhere, and two keys never share a row. A map without
-``columns`` is not written to SQL.
+Invariants: the same map gives the same table everywhere, and two keys never share a row. A map
+without ``columns`` is not written to SQL.
 
 Who calls: the SQL sinks. Knows no database.
 """
@@ -170,8 +170,10 @@ def tables_of(maps: Iterable[Map[Any, Any]]) -> dict[str, Table]:
 
     Args:
         maps: All maps of a space; those without columns are left out.
+
     Returns:
         Map name to its table.
+
     Raises:
         ConfigError: A name can't be used, or two maps would share a table.
     """
@@ -265,7 +267,8 @@ def _column_kind(declared: Any) -> tuple[Kind, bool, Callable[[Any], SqlValue] |
 
 
 def _enum_value(value: Any) -> SqlValue:
-    return value.value if isinstance(value, enum.Enum) else value
+    plain: SqlValue = value.value if isinstance(value, enum.Enum) else value
+    return plain
 
 
 def _to_json(value: Any) -> SqlValue:
