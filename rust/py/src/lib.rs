@@ -5,11 +5,16 @@
 
 #![allow(missing_docs, reason = "the contract is python/spacegrid/_core.pyi")]
 
+mod keys;
+mod ring;
+
 use pyo3::prelude::*;
 
 /// The extension module.
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    keys::register(module)?;
+    ring::register(module)?;
     Ok(())
 }
