@@ -12,7 +12,6 @@ from collections.abc import Callable
 
 import pytest
 import uhashring
-
 from spacegrid import HashRing
 
 NODES = [f"10.0.0.{index}:7700" for index in range(10)]

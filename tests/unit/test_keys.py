@@ -4,7 +4,6 @@ from pathlib import Path
 
 import mmh3
 import pytest
-
 from spacegrid import _core
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "hash.txt"

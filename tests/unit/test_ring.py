@@ -5,7 +5,6 @@ import threading
 from collections import Counter
 
 import pytest
-
 import spacegrid
 from spacegrid import HashRing
 

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+mod bytes;
 pub mod entry;
 pub mod error;
 pub mod frame;

@@ -11,18 +11,19 @@
 //! ```text
 //! crc32 u32 | kind u8 | flags u8 | change count u16 | position u64 | arguments hash u64
 //! kind 2 (forget):  issuer u64 | floor u32, and nothing more
-//! flag 1 (token):   stream u64 | number u64 | lowest u64 | path length u8 | path
-//! flag 2 (reply):   status u8 | flags u8 | codec u8 | version u64 | value length u32 | value
-//! each change:      tag u8 (1 put, 2 delete, 3 expired) | map length u8 | map | key length u16 | key
-//!   a put goes on:  codec u8 | schema u32 | expires at ms u64 | value length u32 | value
+//! flag 1 (token):  stream u64 | number u64 | lowest u64 | path length u8 | path
+//! flag 2 (reply):  status u8 | flags u8 | codec u8 | version u64 | value length u32 | value
+//! each change:     tag u8 (1 put, 2 delete, 3 expired) | map length u8 | map | key length u16 | key
+//!   a put goes on: codec u8 | schema u32 | expires at ms u64 | value length u32 | value
 //! ```
 
 use std::sync::Arc;
 
+use crate::bytes::Reader;
 use crate::error::{CoreError, Result};
 use crate::limits::{
-    EPOCH_MAX, PATH_BYTES_MAX, RECORD_BYTES_MAX, RECORD_OPERATIONS_MAX, SEQUENCE_MAX,
-    VALUE_BYTES_MAX, check_key, check_name, check_size, check_value,
+    EPOCH_MAX, PATH_BYTES_MAX, RECORD_BYTES_MAX, RECORD_OPERATIONS_MAX, SEQUENCE_MAX, check_key,
+    check_name, check_size, check_value,
 };
 
 const KIND_CHANGES: u8 = 1;
@@ -310,9 +311,9 @@ pub struct RecordRef<'a> {
 /// Cost: one pass over the bytes for the checksum, one over the lengths; no allocation.
 pub fn decode(bytes: &[u8]) -> Result<RecordRef<'_>> {
     check_size("the record's length in bytes", bytes.len(), RECORD_BYTES_MAX)?;
-    let mut reader = Reader { bytes };
+    let mut reader = Reader::new(bytes);
     let stored = reader.u32("the record's checksum")?;
-    let computed = crc32fast::hash(reader.bytes);
+    let computed = crc32fast::hash(reader.rest());
     if stored != computed {
         return Err(CoreError::Checksum { what: "record", stored, computed });
     }
@@ -321,7 +322,7 @@ pub fn decode(bytes: &[u8]) -> Result<RecordRef<'_>> {
 
 /// As [`decode`] without the checksum, for bytes that this process has encoded or decoded before.
 pub fn decode_checked(bytes: &[u8]) -> Result<RecordRef<'_>> {
-    let mut reader = Reader { bytes };
+    let mut reader = Reader::new(bytes);
     reader.u32("the record's checksum")?;
     decode_body(reader)
 }
@@ -346,12 +347,12 @@ fn decode_body(mut reader: Reader<'_>) -> Result<RecordRef<'_>> {
     };
     let token = if flags & FLAG_TOKEN == 0 { None } else { Some(take_token(&mut reader)?) };
     let reply = if flags & FLAG_REPLY == 0 { None } else { Some(take_reply(&mut reader)?) };
-    let changes = reader.bytes;
+    let changes = reader.rest();
     for _ in 0..change_count {
         take_change(&mut reader)?;
     }
-    if !reader.bytes.is_empty() {
-        return Err(CoreError::Trailing { what: "the record", count: reader.bytes.len() });
+    if !reader.rest().is_empty() {
+        return Err(CoreError::Trailing { what: "the record", count: reader.rest().len() });
     }
     Ok(RecordRef { position, kind, arguments_hash, token, reply, change_count, changes })
 }
@@ -428,7 +429,7 @@ impl<'a> RecordRef<'a> {
 
     /// The changes in order.
     pub fn changes(&self) -> Changes<'a> {
-        Changes { reader: Reader { bytes: self.changes }, left: self.change_count }
+        Changes { reader: Reader::new(self.changes), left: self.change_count }
     }
 }
 
@@ -454,51 +455,3 @@ impl<'a> Iterator for Changes<'a> {
 }
 
 impl ExactSizeIterator for Changes<'_> {}
-
-/// Reads fields off the front of bytes; refuses what is not there.
-#[derive(Debug, Clone)]
-struct Reader<'a> {
-    bytes: &'a [u8],
-}
-
-impl<'a> Reader<'a> {
-    #[inline]
-    fn take(&mut self, what: &'static str, length: usize) -> Result<&'a [u8]> {
-        let Some((taken, rest)) = self.bytes.split_at_checked(length) else {
-            return Err(CoreError::Truncated { what, needed: length, have: self.bytes.len() });
-        };
-        self.bytes = rest;
-        Ok(taken)
-    }
-
-    #[inline]
-    fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N]> {
-        let Some((taken, rest)) = self.bytes.split_first_chunk::<N>() else {
-            return Err(CoreError::Truncated { what, needed: N, have: self.bytes.len() });
-        };
-        self.bytes = rest;
-        Ok(*taken)
-    }
-
-    fn u8(&mut self, what: &'static str) -> Result<u8> {
-        Ok(u8::from_le_bytes(self.array(what)?))
-    }
-
-    fn u16(&mut self, what: &'static str) -> Result<u16> {
-        Ok(u16::from_le_bytes(self.array(what)?))
-    }
-
-    fn u32(&mut self, what: &'static str) -> Result<u32> {
-        Ok(u32::from_le_bytes(self.array(what)?))
-    }
-
-    fn u64(&mut self, what: &'static str) -> Result<u64> {
-        Ok(u64::from_le_bytes(self.array(what)?))
-    }
-
-    fn long(&mut self, what: &'static str) -> Result<&'a [u8]> {
-        let length = self.u32(what)? as usize;
-        check_size(what, length, VALUE_BYTES_MAX)?;
-        self.take(what, length)
-    }
-}

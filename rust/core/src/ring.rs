@@ -1,12 +1,13 @@
 //! Consistent hashing with virtual nodes: which node for this key.
 //!
-//! Every node owns points on a circle of 64-bit hashes (150 for weight 1); a key belongs to the node
-//! of the first point at or after its hash. A node that joins takes keys only for itself, one that
-//! leaves gives up only its own. The points of a node depend on its name alone, so rings with the
-//! same nodes agree, whatever order they were built in and whatever program built them: point `i` of
-//! a node is murmur3 of its name with seed `i`; where two nodes share a point, the lesser name has it.
-//! Lookup goes through a table on the top bits of the hash to the first point of its stretch, and on
-//! average one step further. Callers: the public `HashRing`, `assign` for first placements.
+//! Every node owns points on a circle of 64-bit hashes (150 for weight 1); a key belongs to the
+//! node of the first point at or after its hash. A node that joins takes keys only for itself, one
+//! that leaves gives up only its own. The points of a node depend on its name alone, so rings with
+//! the same nodes agree, whatever order they were built in and whatever program built them: point
+//! `i` of a node is murmur3 of its name with seed `i`; where two nodes share a point, the lesser
+//! name has it. Lookup goes through a table on the top bits of the hash to the first point of its
+//! stretch, and on average one step further. Callers: the public `HashRing`, `assign` for first
+//! placements.
 
 use crate::error::{CoreError, Result};
 use crate::hash::hash64;
@@ -67,7 +68,8 @@ impl Ring {
         self.add_nodes(&[(name, weight)]).map(|slots| slots[0])
     }
 
-    /// Adds nodes with one pass over all points; returns their slots. Adds none when one is refused.
+    /// Adds nodes with one pass over all points; returns their slots. Adds none when one is
+    /// refused.
     pub fn add_nodes(&mut self, nodes: &[(&str, f64)]) -> Result<Vec<u32>> {
         check_size("the ring's number of nodes", self.len() + nodes.len(), NODES_MAX)?;
         for (index, &(name, weight)) in nodes.iter().enumerate() {

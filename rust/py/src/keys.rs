@@ -1,4 +1,5 @@
-//! Key bytes and routing for Python: `hash64`, `routing_key`, `partition_of`, `encode_key`, `split_key`.
+//! Key bytes and routing for Python: `hash64`, `routing_key`, `partition_of`, `encode_key`,
+//! `split_key`.
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;

@@ -1,9 +1,9 @@
 //! `HashRing` for Python.
 //!
-//! A ring and the Python names of its nodes are one immutable state behind an `Arc`: a change makes a
-//! new state and swaps it, so a batch that runs detached keeps a consistent one. The lock is held for
-//! a lookup or a swap, never while Python objects are made: that may run a finalizer, which may hand
-//! the interpreter to a thread that waits for the lock. A single lookup allocates nothing: it
+//! A ring and the Python names of its nodes are one immutable state behind an `Arc`: a change makes
+//! a new state and swaps it, so a batch that runs detached keeps a consistent one. The lock is held
+//! for a lookup or a swap, never while Python objects are made: that may run a finalizer, which may
+//! hand the interpreter to a thread that waits for the lock. A single lookup allocates nothing: it
 //! returns the name object that the node was added with.
 
 use std::sync::Arc;
