@@ -10,6 +10,7 @@ Who calls: `host`, `turn`. Statuses are those of proto/FRAME.md.
 
 from __future__ import annotations
 
+import logging
 import traceback
 from enum import IntEnum
 from typing import Final
@@ -19,11 +20,12 @@ import msgspec
 from spacegrid import errors
 from spacegrid.errors import SpaceGridError
 
-__all__ = ["Status", "error_from", "failure_of", "handler_failure"]
+__all__ = ["FailureLog", "Status", "error_from", "failure_of", "handler_failure"]
 
 MESSAGE_BYTES_MAX: Final = 4096
 TRACEBACK_BYTES_MAX: Final = 16 * 1024
 TRACEBACK_FRAMES: Final = 20
+FAILURE_KINDS_MAX: Final = 1000
 
 
 class Status(IntEnum):
@@ -161,6 +163,27 @@ def error_from(status: int, value: bytes, handler: str) -> SpaceGridError:
         text = ""
     name = Status(status).name if status in Status._value2member_map_ else str(status)
     return kind(f"the call of {handler} failed: {text or name}")
+
+
+class FailureLog:
+    """Logs the first failure of a kind loudly; a failing handler must not drown the log.
+
+    Args:
+        logger: Where to.
+    """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._seen: set[tuple[str, str]] = set()
+
+    def log(self, name: str, error: BaseException) -> None:
+        """Log that handler ``name`` ended with this error."""
+        kind = (name, type(error).__name__)
+        if kind in self._seen or len(self._seen) >= FAILURE_KINDS_MAX:
+            self._logger.debug("handler %s raised %s: %s", *kind, error)
+        else:
+            self._seen.add(kind)
+            self._logger.warning("handler %s raised %s: %s (logged once)", *kind, error)
 
 
 def _cut(text: str, bytes_max: int, *, keep_end: bool = False) -> str:

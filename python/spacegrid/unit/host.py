@@ -20,26 +20,28 @@ Who calls: the node's engine. A stopped host can't be started again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import threading
 import time
 from asyncio import tasks as asyncio_tasks
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
-from types import coroutine
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Final
 
 from spacegrid import _core, clock
-from spacegrid.errors import ConfigError, SpaceGridError
-from spacegrid.types import Map, current_turn
+from spacegrid.errors import SpaceGridError
+from spacegrid.types import Map
 
 from .arguments import InvalidArguments
-from .definition import Handler, Unit, handlers_of, maps_of
-from .failure import Status, error_from, failure_of, handler_failure
+from .calls import CallDesk
+from .definition import Unit
+from .failure import FailureLog, Status, failure_of, handler_failure
+from .runner import Runner, Spare, call_plain, counters, install, new_event_loop, take_first_step
 from .turn import Binding, OutgoingCall, TurnRun
 
-__all__ = ["Runner", "UnitHost"]
+__all__ = ["UnitHost"]
 
 SLICE_TURNS: Final = 256
 """Turns run before the grid is woken and the loop gets a tick for everything else."""
@@ -48,86 +50,11 @@ TURNS_OPEN_MAX: Final = 50_000
 """Handlers suspended at one time; more are pushed back."""
 TURN_TIMEOUT_S: Final = 30.0
 CALL_TIMEOUT_S: Final = 5.0
+STOP_MARGIN_S: Final = 10.0
+"""How long the hooks and the end of the thread may take, beyond the turns."""
 _BACKPRESSURE_HINT: Final = (50).to_bytes(4, "little")
 
 _log = logging.getLogger("spacegrid.unit")
-
-
-class Runner:
-    """A handler on this node: the unit's object, the function, its packers and its counters."""
-
-    __slots__ = ("busy_ns", "codec", "failures", "function", "handler", "is_async", "runs", "unit")
-
-    def __init__(self, handler: Handler[..., Any], unit: Unit) -> None:
-        self.handler = handler
-        self.unit = unit
-        self.function: Callable[..., Any] = handler.function
-        self.codec = handler.codec
-        self.is_async = handler.is_async
-        self.runs = 0
-        self.failures = 0
-        self.busy_ns = 0
-
-
-class _Spare:
-    """A task that waits to take over a handler which suspended in its first step."""
-
-    __slots__ = ("job", "task", "wake")
-
-    def __init__(self, host: UnitHost, loop: asyncio.AbstractEventLoop) -> None:
-        self.wake: asyncio.Future[None] = loop.create_future()
-        self.job: tuple[TurnRun, Coroutine[Any, Any, Any], Any] | None = None
-        self.task = loop.create_task(self._main(host), context=contextvars.Context())
-
-    async def _main(self, host: UnitHost) -> None:
-        try:
-            await self.wake
-        except asyncio.CancelledError:
-            if self.job is None:
-                return
-        assert self.job is not None
-        run, handler_coroutine, awaited = self.job
-        if self.wake.cancelled() and awaited is not None:
-            awaited.cancel()
-        try:
-            answer = await _follow(run.context, handler_coroutine, awaited)
-        except BaseException as error:
-            host.on_raised(run, error)
-        else:
-            host.on_returned(run, answer)
-        host.after_resume()
-
-
-@coroutine
-def _follow(
-    context: contextvars.Context, inner: Coroutine[Any, Any, Any], awaited: Any
-) -> Generator[Any, Any, Any]:
-    """Go on with a coroutine whose first step yielded ``awaited``, each step in its own context."""
-    while True:
-        try:
-            value = yield awaited
-        except BaseException as error:
-            step: Callable[[Any], Any] = inner.throw
-            argument: Any = error
-        else:
-            step, argument = inner.send, value
-        try:
-            awaited = context.run(step, argument)
-        except StopIteration as stop:
-            return stop.value
-
-
-def _first_step(run: TurnRun, inner: Coroutine[Any, Any, Any]) -> Any:
-    current_turn.set(run)
-    return inner.send(None)
-
-
-def _call_plain(run: TurnRun, args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> Any:
-    current_turn.set(run)
-    runner = run.runner
-    if kwargs:
-        return runner.function(runner.unit, *args, **kwargs)
-    return runner.function(runner.unit, *args)
 
 
 class UnitHost:
@@ -157,15 +84,12 @@ class UnitHost:
         turn_timeout_s: float = TURN_TIMEOUT_S,
         call_timeout_s: float = CALL_TIMEOUT_S,
     ) -> None:
-        self._node = node
-        self._submit_calls = submit_calls
+        self._desk = CallDesk(node, submit_calls, self._on_void)
         self._wake = wake
         self._turn_timeout_s = turn_timeout_s
         self.call_timeout_ms = max(1, int(min(call_timeout_s, turn_timeout_s) * 1000))
-        self._units: list[Unit] = []
-        self._runners: dict[str, Runner] = {}
+        self._units, self._runners = install(units)
         self._bindings: dict[Map[Any, Any], Binding[Any, Any]] = {}
-        self._install(units)
 
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -174,48 +98,18 @@ class UnitHost:
         # Hand-over from other threads. Appending and popping are atomic; the flag is cleared before
         # the inbox is read, so an item that comes later schedules another drain.
         self._inbox: deque[tuple[int, Any]] = deque()
-        self._drain_scheduled = False
+        self._drain_scheduled = True  # cleared when on_start is done: nothing runs before that
         self._closed = False
         # Owned by the unit thread.
         self._ready: deque[_core.Turn] = deque()
         self._suspended: set[TurnRun] = set()
-        self._spare: _Spare | None = None
-        self._outgoing: list[OutgoingCall] = []
+        self._spare: Spare | None = None
         self._flush_scheduled = False
-        self._tickets: dict[int, tuple[TurnRun, list[OutgoingCall]]] = {}
-        self._next_ticket = 1
+        self._wake_due = False
         self._stopping = False
         self._stopper: asyncio.Task[None] | None = None
         self._all_ended: asyncio.Event | None = None
-        self._warned: set[tuple[str, str]] = set()
-
-    def _install(self, units: Sequence[type[Unit]]) -> None:
-        types_of: dict[str, tuple[str, int]] = {}
-        names: set[str] = set()
-        for unit_class in units:
-            if not (isinstance(unit_class, type) and issubclass(unit_class, Unit)):
-                raise TypeError(f"{unit_class!r} is no unit: it must be a class derived from Unit")
-            name = unit_class.__unit_name__
-            if not name or name in names:
-                raise ConfigError(
-                    f"two units are named {name!r}" if name else "Unit itself is no unit"
-                )
-            names.add(name)
-            for spec in maps_of(unit_class).values():
-                other, schema = types_of.setdefault(spec.name, (name, spec.schema))
-                if schema != spec.schema:
-                    raise ConfigError(
-                        f"map {spec.name!r} has one value type in unit {other}, another in {name}"
-                    )
-            unit = unit_class()
-            self._units.append(unit)
-            for one in handlers_of(unit_class).values():
-                try:
-                    self._runners[one.full_name] = Runner(one, unit)
-                except NameError as error:
-                    raise TypeError(
-                        f"{one.full_name}: an annotation is not defined: {error}"
-                    ) from error
+        self._failures = FailureLog(_log)
 
     # ---- lifecycle ------------------------------------------------------------------------------
 
@@ -255,11 +149,13 @@ class UnitHost:
         if self.in_thread():
             raise RuntimeError("a unit host can't be stopped by a handler")
         self._post(_STOP, timeout_s)
-        thread.join()
+        thread.join(timeout_s + STOP_MARGIN_S)
+        if thread.is_alive():
+            _log.error("the unit thread does not end: a handler or on_stop blocks it")
 
     def _thread_main(self, started: list[BaseException | None], ready: threading.Event) -> None:
         self._thread_id = threading.get_ident()
-        loop = self._loop = _new_event_loop()
+        loop = self._loop = new_event_loop()
         asyncio.set_event_loop(loop)
         try:
             try:
@@ -285,12 +181,9 @@ class UnitHost:
         assert self._loop is not None
         assert self._all_ended is not None
         self._stopping = True
-        while self._suspended or self._ready:
-            self._all_ended.clear()
-            try:
+        if self._suspended:
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._all_ended.wait(), timeout_s)
-            except TimeoutError:
-                break
         for run in list(self._suspended):
             self._abandon(run, Status.UNKNOWN, b"the node stops")
         for unit in self._units:
@@ -311,6 +204,7 @@ class UnitHost:
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.run_until_complete(loop.shutdown_default_executor())
         self._refuse_inbox()
+        self._wake()
         asyncio.set_event_loop(None)
         loop.close()
 
@@ -332,7 +226,7 @@ class UnitHost:
         self._inbox.append((kind, payload))
         if self._closed:
             self._refuse_inbox()
-        elif not self._drain_scheduled and self._loop is not None:
+        elif not self._drain_scheduled:
             self._schedule_drain()
 
     def _schedule_drain(self) -> None:
@@ -345,6 +239,8 @@ class UnitHost:
 
     def _refuse_inbox(self) -> None:
         """Refuse turns that came too late; what else came concerns turns that have ended."""
+        while self._ready:
+            self._refuse(self._ready.popleft())
         while self._inbox:
             kind, payload = self._inbox.popleft()
             if kind == _TURNS:
@@ -382,9 +278,9 @@ class UnitHost:
             if kind == _TURNS:
                 self._ready.extend(payload)
             elif kind == _DONE:
-                self._on_calls_done(payload)
+                self._desk.done(payload)
             elif kind == _TICKETS:
-                self._on_settled(payload)
+                self._desk.settled(payload)
             else:
                 assert self._loop is not None
                 self._stopper = self._loop.create_task(self._shut_down(payload))
@@ -418,6 +314,7 @@ class UnitHost:
             args, kwargs = runner.codec.unpack(turn.arguments)
         except InvalidArguments as error:
             runner.failures += 1
+            self._wake_due = True
             self._ready.extend(turn.fail(Status.INVALID, str(error).encode(), clock.now_ms()))
             return now_ns
         context = contextvars.Context()
@@ -426,7 +323,7 @@ class UnitHost:
             self._first_step(run, args, kwargs)
         else:
             try:
-                answer = context.run(_call_plain, run, args, kwargs)
+                answer = context.run(call_plain, run, args, kwargs)
             except BaseException as error:
                 self.on_raised(run, error)
             else:
@@ -441,7 +338,7 @@ class UnitHost:
         loop, runner, spare = self._loop, run.runner, self._spare
         assert loop is not None
         if spare is None or spare.wake.done():
-            spare = self._spare = _Spare(self, loop)
+            spare = self._spare = Spare(self, loop)
         inner: Coroutine[Any, Any, Any] = (
             runner.function(runner.unit, *args, **kwargs)
             if kwargs
@@ -449,7 +346,7 @@ class UnitHost:
         )
         asyncio_tasks._enter_task(loop, spare.task)
         try:
-            awaited = run.context.run(_first_step, run, inner)
+            awaited = run.context.run(take_first_step, run, inner)
         except StopIteration as stop:
             asyncio_tasks._leave_task(loop, spare.task)
             self.on_returned(run, stop.value)
@@ -476,6 +373,7 @@ class UnitHost:
         else:
             following = turn.fail(Status.BACKPRESSURE, _BACKPRESSURE_HINT, now_ms)
         self._ready.extend(following)
+        self._wake_due = True
 
     # ---- ends of turns --------------------------------------------------------------------------
 
@@ -506,7 +404,7 @@ class UnitHost:
         run.runner.failures += 1
         status, value = failure_of(error)
         if status == Status.HANDLER_ERROR:
-            self._warn(run.runner.handler.full_name, error)
+            self._failures.log(run.runner.handler.full_name, error)
         self._fail(run, status, value)
 
     def _fail(self, run: TurnRun, status: int, value: bytes) -> None:
@@ -519,6 +417,7 @@ class UnitHost:
 
     def _end(self, run: TurnRun) -> None:
         run.ended = True
+        self._wake_due = True
         if run.open_calls is not None:
             for call in run.open_calls:
                 call.future.cancel()
@@ -543,18 +442,9 @@ class UnitHost:
         run.runner.failures += 1
         name = run.runner.handler.full_name
         error = TimeoutError(f"{name} timed out: not done after {self._turn_timeout_s:g} s")
-        self._warn(name, error)
+        self._failures.log(name, error)
         self._abandon(run, Status.HANDLER_ERROR, handler_failure(error))
         self.after_resume()
-
-    def _warn(self, name: str, error: BaseException) -> None:
-        """Log the first failure of a kind loudly; a failing handler must not drown the log."""
-        kind = (name, type(error).__name__)
-        if kind in self._warned or len(self._warned) > 1000:
-            _log.debug("handler %s raised %s: %s", *kind, error)
-        else:
-            self._warned.add(kind)
-            _log.warning("handler %s raised %s: %s (logged once)", *kind, error)
 
     def after_resume(self) -> None:
         """After a suspended handler ended by itself: run what is next, tell the grid."""
@@ -566,49 +456,16 @@ class UnitHost:
         else:
             self._schedule_flush()
 
-    # ---- calls ----------------------------------------------------------------------------------
+    # ---- calls and wake-ups -----------------------------------------------------------------
 
     def queue_call(self, call: OutgoingCall) -> None:
-        """Take a call from a turn; it leaves once everything the turn has read is committed."""
-        run = call.run
-        position = run.turn.barrier()
-        if position is None:
-            self._outgoing.append(call)
-        elif position == run.ticket_position and run.ticket in self._tickets:
-            self._tickets[run.ticket][1].append(call)
-        else:
-            ticket = self._next_ticket
-            self._next_ticket = ticket + 1
-            if self._node.when_committed(*position, ticket):
-                self._outgoing.append(call)
-            else:
-                self._tickets[ticket] = (run, [call])
-                run.ticket, run.ticket_position = ticket, position
+        """Take a call from a turn; it leaves with the other calls of this tick."""
+        self._desk.queue(call)
         self._schedule_flush()
 
-    def _on_settled(self, tickets: list[int]) -> None:
-        for ticket in tickets:
-            waiting = self._tickets.pop(abs(ticket), None)
-            if waiting is None:
-                continue
-            run, calls = waiting
-            if ticket > 0:
-                self._outgoing.extend(calls)
-            else:  # what the turn has read was cut: it never happened, and the caller asks again
-                self._abandon(run, Status.UNKNOWN, b"")
-
-    def _on_calls_done(self, batch: Sequence[tuple[OutgoingCall, int, bytes]]) -> None:
-        for call, status, value in batch:
-            future = call.future
-            if future.done():
-                continue
-            if status == Status.OK:
-                try:
-                    future.set_result(call.handler.decode_reply(value))
-                except SpaceGridError as error:
-                    future.set_exception(error)
-            else:
-                future.set_exception(error_from(status, value, call.name))
+    def _on_void(self, run: TurnRun) -> None:
+        """What the turn has read never happened; its caller asks again and it runs again."""
+        self._abandon(run, Status.UNKNOWN, b"")
 
     def _schedule_flush(self) -> None:
         if not self._flush_scheduled:
@@ -619,30 +476,16 @@ class UnitHost:
     def _after_step(self) -> None:
         """Send what this loop tick queued, all together, and wake the grid once."""
         self._flush_scheduled = False
-        if self._outgoing:
-            calls = [call for call in self._outgoing if not call.future.done()]
-            self._outgoing.clear()
-            if calls:
-                self._submit_calls(calls)
-        self._wake()
+        self._desk.flush()
+        if self._wake_due:
+            self._wake_due = False
+            self._wake()
 
     # ---- status ---------------------------------------------------------------------------------
 
     def status(self) -> dict[str, dict[str, float]]:
         """Counters of each handler: runs, failures, busy_ms (first steps only), suspended."""
-        suspended: dict[str, int] = {}
-        for run in list(self._suspended):
-            name = run.runner.handler.full_name
-            suspended[name] = suspended.get(name, 0) + 1
-        return {
-            name: {
-                "runs": runner.runs,
-                "failures": runner.failures,
-                "busy_ms": runner.busy_ns / 1e6,
-                "suspended": suspended.get(name, 0),
-            }
-            for name, runner in self._runners.items()
-        }
+        return counters(self._runners, list(self._suspended))
 
 
 _TURNS: Final = 0
@@ -656,11 +499,3 @@ def _not_awaited(run: TurnRun, call: OutgoingCall) -> RuntimeError:
         f"{run.runner.handler.full_name} returned before its call of {call.name} was answered\n"
         "hint: await every self.call"
     )
-
-
-def _new_event_loop() -> asyncio.AbstractEventLoop:
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.new_event_loop()
-    return uvloop.new_event_loop()

@@ -32,7 +32,8 @@ from spacegrid.types import CODEC_BYTES, Entry, Map, TurnMap
 
 if TYPE_CHECKING:
     from .definition import Handler
-    from .host import Runner, UnitHost
+    from .host import UnitHost
+    from .runner import Runner
 
 __all__ = ["OutgoingCall", "TurnRun", "TurnTable"]
 
