@@ -21,12 +21,12 @@ import grpc.aio
 from spacegrid.node.engine import Engine
 from spacegrid.node.log import get_logger
 from spacegrid.node.options import channel_options
+from spacegrid.transport.channel import PROTOCOL_VERSION
 from spacegrid.v1 import peers_pb2, peers_pb2_grpc
 
 if TYPE_CHECKING:
     _Call: TypeAlias = grpc.aio.StreamStreamCall[peers_pb2.PeerFrame, peers_pb2.PeerFrame]
 
-PROTOCOL_VERSION: Final = 1
 QUEUE_BYTES_MAX: Final = 64 << 20
 """Bytes waiting for one other node; past it the link is dropped and begins again from what was acknowledged."""
 RECONNECT_S: Final = 0.02

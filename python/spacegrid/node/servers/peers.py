@@ -14,6 +14,7 @@ import grpc.aio
 from spacegrid import clock
 from spacegrid._core import FrameError
 from spacegrid.node.log import get_logger
+from spacegrid.transport.channel import PROTOCOL_VERSION
 from spacegrid.v1 import peers_pb2, peers_pb2_grpc
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from spacegrid.node.daemon import Daemon
 
-PROTOCOL_VERSION: Final = 1
 
 _log = get_logger("peers")
 
