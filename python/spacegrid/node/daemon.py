@@ -72,6 +72,8 @@ EXIT_BUG: Final = 70
 IDLE_TIMEOUT_S: Final = 20.0
 FLUSH_TIMEOUT_S: Final = 60.0
 POLL_S: Final = 0.02
+SETTLE_S: Final = 0.1
+"""A few ticks, in which backups hear of the last commits."""
 SERVER_GRACE_S: Final = 0.5
 
 _log = get_logger("node")
@@ -369,15 +371,31 @@ class Daemon:
             _log.warning("requests were still open", seconds=IDLE_TIMEOUT_S)
         if self._host is not None:
             await asyncio.to_thread(self._host.stop)
+        await self._all_idle()
         for label, pump in self.pumps.items():
-            complete = await asyncio.to_thread(pump.flush, FLUSH_TIMEOUT_S)
-            await asyncio.to_thread(pump.stop)
-            if not complete:
+            if not await asyncio.to_thread(pump.stop, True, FLUSH_TIMEOUT_S):
                 _log.error("not everything could be written", sink=label, status=str(pump.status()))
         self.engine.run_effects()
         with contextlib.suppress(SpaceGridError):
             self._registration = _changed(self._registration, stopped=True)
             await self._coordinator.update(self._registration)
+
+    async def _all_idle(self) -> None:
+        """Where the whole cluster stops, wait until no primary waits for this node's copies any more.
+
+        Each node says that it is idle by draining; its copies on other nodes hear of the last commit
+        with the next ticks.
+        """
+        if not self._cluster_stops or not self.config.coordinator:
+            return
+        self._registration = _changed(self._registration, draining=True)
+        with contextlib.suppress(SpaceGridError):
+            await self._coordinator.update(self._registration)
+        await self._until(
+            lambda: all(r.draining or r.stopped for r in self.view.registrations.values()),
+            IDLE_TIMEOUT_S,
+        )
+        await asyncio.sleep(SETTLE_S)
 
     async def _drain(self) -> None:
         """Ask the controller to move what this node owns, and wait until that has happened."""
@@ -461,8 +479,17 @@ def _changed(registration: Registration, **changes: bool) -> Registration:
     return msgspec.structs.replace(registration, **changes)
 
 
-def serve(config: NodeConfig, coordinator: Coordinator, on_ready: Callable[[Daemon], None]) -> int:
+def serve(
+    config: NodeConfig,
+    make_coordinator: Callable[[], Coordinator],
+    on_ready: Callable[[Daemon], None],
+) -> int:
     """Run a node in this process until it is stopped; the exit code.
+
+    Args:
+        config: Its settings.
+        make_coordinator: Makes the way to the authority, on the grid loop.
+        on_ready: Called once when everything runs.
 
     SIGTERM and the first Ctrl-C stop in order; a second one ends the process at once.
     """
@@ -471,7 +498,7 @@ def serve(config: NodeConfig, coordinator: Coordinator, on_ready: Callable[[Daem
     sys.setswitchinterval(config.switch_interval_s)
 
     async def main() -> int:
-        daemon = Daemon(config, coordinator)
+        daemon = Daemon(config, make_coordinator())
         stops = 0
 
         def stop() -> None:

@@ -16,6 +16,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from spacegrid.errors import ConnectionFailed
+from spacegrid.node.admin_client import AdminClient
 
 READY_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 60.0
@@ -39,6 +41,7 @@ class Child:
         command: What was started, without the interpreter's own path in front.
         process: The running process.
         log: Where its stderr goes.
+        data: Its data folder.
         ready: What it said when it was ready: at least `address` and `pid`.
     """
 
@@ -46,6 +49,7 @@ class Child:
     command: list[str]
     process: subprocess.Popen[bytes]
     log: Path
+    data: Path
     ready: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -65,8 +69,11 @@ class Child:
 
     @property
     def shell_command(self) -> str:
-        """The command as a person would type it."""
-        return shlex.join(["spacegrid", *self.command])
+        """The command as a person would type it, with the port that it got."""
+        words = [word for word in self.command if word != "--json"]
+        if self.ready and "--listen" in words:
+            words[words.index("--listen") + 1] = self.address
+        return shlex.join(["spacegrid", *words])
 
     def log_tail(self) -> str:
         """Last lines of its log."""
@@ -105,27 +112,37 @@ class Child:
 
 
 def start(
-    name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    name: str,
+    command: Sequence[str],
+    data: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    python: Path | str | None = None,
+    cwd: Path | None = None,
 ) -> Child:
     """Start `spacegrid COMMAND...` as a child; `wait_ready` afterwards.
 
     Args:
-        name: Name for messages.
+        name: Name for messages, and of its log file.
         command: Arguments of the command line.
-        log: File that takes its stderr, appended.
+        data: Its data folder, where its log goes too.
         environment: Added to this process's own environment.
+        python: Interpreter; None: this process's own.
+        cwd: Folder it starts in, where units are found; None: this process's own.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
+    data.mkdir(parents=True, exist_ok=True)
+    log = data / "log.txt"
     with log.open("ab") as sink:
         process = subprocess.Popen(
-            [sys.executable, "-m", "spacegrid", *command],
+            [str(python or sys.executable), "-m", "spacegrid", *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=sink,
             start_new_session=True,
+            cwd=cwd,
             env={**os.environ, **(environment or {}), WATCH_PARENT: "1"},
         )
-    return Child(name, list(command), process, log)
+    return Child(name, list(command), process, log, data)
 
 
 def wait_ready(child: Child, timeout_s: float = READY_TIMEOUT_S) -> Child:
@@ -177,6 +194,8 @@ class ClusterSettings:
         min_in_sync: Copies that must hold a write; 0: the smaller of `copies` and 2.
         arguments: Further arguments of every node.
         environment: Added to the children's environment.
+        python: Interpreter for the children; None: this process's own.
+        cwd: Folder the children start in; None: this process's own.
     """
 
     nodes: int = 3
@@ -190,6 +209,8 @@ class ClusterSettings:
     min_in_sync: int = 0
     arguments: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    python: Path | str | None = None
+    cwd: Path | None = None
 
 
 class ClusterProcesses:
@@ -229,12 +250,12 @@ class ClusterProcesses:
             "--data", str(s.data / "coordinator"),
             "--partitions", str(s.partitions),
             "--copies", str(s.copies),
+            "--nodes", str(min(s.nodes, s.copies)),
             "--json",
         ]  # fmt: skip
         if s.min_in_sync:
             command += ["--min-in-sync", str(s.min_in_sync)]
-        log = s.data / "coordinator" / "coordinator.log"
-        self.coordinator = start("coordinator", command, log, s.environment)
+        self.coordinator = self._start("coordinator", command)
         return wait_ready(self.coordinator)
 
     def restart(self, name: str) -> Child:
@@ -255,6 +276,46 @@ class ClusterProcesses:
         """End every process with SIGKILL."""
         for child in (*self.nodes.values(), self.coordinator):
             if child is not None:
+                child.kill()
+
+    @property
+    def addresses(self) -> list[str]:
+        """host:port of each node, dead ones included: clients find the way themselves."""
+        return [child.address for child in self.nodes.values() if child.ready]
+
+    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> dict[str, int]:
+        """Stop the whole cluster in order, all data flushed, then the coordinator.
+
+        Returns:
+            Exit code of each node that was still running.
+        """
+        codes: dict[str, int] = {}
+        running = [child for child in self.nodes.values() if child.alive]
+        try:
+            for child in running:
+                if self._ask_to_stop(child):
+                    break
+            deadline = time.monotonic() + timeout_s
+            for child in running:
+                codes[child.name] = child.wait(max(0.1, deadline - time.monotonic()))
+        finally:
+            self.kill_nodes()
+            if self.coordinator is not None:
+                self.coordinator.terminate(10.0)
+        return codes
+
+    def _ask_to_stop(self, child: Child) -> bool:
+        if not child.ready:
+            return False
+        with contextlib.suppress(ConnectionFailed), AdminClient(child.address) as admin:
+            admin.stop(cluster=True)
+            return True
+        return False
+
+    def kill_nodes(self) -> None:
+        """End every node that still runs with SIGKILL."""
+        for child in self.nodes.values():
+            if child.alive:
                 child.kill()
 
     def data_folder(self, name: str) -> Path:
@@ -278,4 +339,26 @@ class ClusterProcesses:
         if not s.lmdb:
             command += ["--no-lmdb"]
         command += [*s.arguments, "--json"]
-        return start(name, command, self.data_folder(name) / "node.log", s.environment)
+        return self._start(name, command)
+
+    def _start(self, name: str, command: list[str]) -> Child:
+        s = self.settings
+        return start(
+            name,
+            command,
+            self.data_folder(name),
+            environment=s.environment,
+            python=s.python,
+            cwd=s.cwd,
+        )
+
+
+def stop_with_parent() -> None:
+    """In a child: send this process SIGTERM once its parent, which holds the other end of stdin, is gone."""
+
+    def watch() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="spacegrid-parent", daemon=True).start()

@@ -135,6 +135,6 @@ def _pump_status(label: str, pump: Any) -> admin_pb2.PumpStatus:
         lag_records=status.lag_records,
         lag_ms=status.lag_ms,
         written_records=status.written_records,
-        dead_letters=status.dead_letters,
+        dead_letters=status.parked_count,
         error=status.error or "",
     )
