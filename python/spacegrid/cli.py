@@ -1,8 +1,9 @@
 """The `spacegrid` command line.
 
-Data goes to stdout, messages and logs to stderr; `--json` makes every command's data one JSON document. Exit codes: 0
-done, 1 failed, 2 wrong usage or settings, 3 nothing there (get, delete), 4 outcome unknown. Commands import what they
-need when they run, so that `spacegrid --help` is quick. New commands: a function with `@app.command()`.
+Data goes to stdout, messages and logs to stderr; `--json` makes every command's data one JSON
+document. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 nothing there (get, delete), 4
+outcome unknown. Commands import what they need when they run, so that `spacegrid --help` is quick.
+New commands: a function with `@app.command()`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ WATCH_PARENT: Final = "SPACEGRID_STOP_WITH_PARENT"
 
 app = typer.Typer(
     name="spacegrid",
-    help="Space-Based Architecture for Python: a replicated in-memory data grid with units beside their data.",
+    help="Space-Based Architecture for Python: a replicated in-memory data grid with units.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -93,25 +94,27 @@ def node(
         str | None, typer.Option(help="Memory for records that copies and sinks still need.")
     ] = None,
     partitions: Annotated[int | None, typer.Option(help="Of a lone node's space.")] = None,
-    copies: Annotated[int | None, typer.Option(help="Copies that a lone node's space wants.")] = None,
+    copies: Annotated[
+        int | None, typer.Option(help="Copies that a lone node's space wants.")
+    ] = None,
     min_in_sync: Annotated[
         int | None, typer.Option(help="Copies that must hold a write in a lone node's space.")
     ] = None,
-    pump_batch: Annotated[int | None, typer.Option(help="Records per batch to SQL at most.")] = None,
+    pump_batch: Annotated[
+        int | None, typer.Option(help="Records per batch to SQL at most.")
+    ] = None,
     pump_interval: Annotated[
         float | None, typer.Option(help="Seconds that SQL may lag behind.")
     ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
-    log_level: Annotated[
-        str | None, typer.Option(help="debug, info, warning or error.")
-    ] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json.")] = None,
     json: Json = False,
 ) -> None:
     """Run one node until it is stopped.
 
-    SIGTERM and Ctrl-C hand over and leave; a second Ctrl-C ends at once. Each flag can also be set as SPACEGRID_NAME in
-    the environment, or in the TOML file.
+    SIGTERM and Ctrl-C hand over and leave; a second Ctrl-C ends at once. Each flag can also be set
+    as SPACEGRID_NAME in the environment, or in the TOML file.
     """
     from spacegrid.config import load
 
@@ -174,7 +177,9 @@ def _coordinator(settings: NodeConfig) -> Coordinator:
 def coordinator(
     data: Annotated[Path, typer.Option(help="Folder for the table.")],
     listen: Annotated[str, typer.Option(help="Loopback host:port.")] = "127.0.0.1:0",
-    partitions: Annotated[int, typer.Option(help="Partitions of a new space.")] = PARTITIONS_DEFAULT,
+    partitions: Annotated[
+        int, typer.Option(help="Partitions of a new space.")
+    ] = PARTITIONS_DEFAULT,
     copies: Annotated[int, typer.Option(help="Copies wanted of each partition.")] = 2,
     min_in_sync: Annotated[int, typer.Option(help="Copies that must hold a write.")] = 0,
     nodes: Annotated[int, typer.Option(help="Nodes to wait for before the first placement.")] = 0,
@@ -186,18 +191,26 @@ def coordinator(
 
     with _errors(json):
         if not is_loopback(split_address(listen)[0]):
-            raise ConfigError(f"listen address {listen!r} is not loopback\nhint: use 127.0.0.1:PORT")
+            raise ConfigError(
+                f"listen address {listen!r} is not loopback\nhint: use 127.0.0.1:PORT"
+            )
         data.mkdir(parents=True, exist_ok=True)
         _watch_parent()
         code = serve(
             [
-                "--file", str(data / "table"),
-                "--listen", listen,
-                "--partitions", str(partitions),
-                "--copies", str(copies),
-                "--min-in-sync", str(min_in_sync or min(copies, 2)),
-                "--nodes", str(nodes or copies),
-            ]  # fmt: skip
+                "--file",
+                str(data / "table"),
+                "--listen",
+                listen,
+                "--partitions",
+                str(partitions),
+                "--copies",
+                str(copies),
+                "--min-in-sync",
+                str(min_in_sync or min(copies, 2)),
+                "--nodes",
+                str(nodes or copies),
+            ]
         )
         raise typer.Exit(code)
 
@@ -316,7 +329,7 @@ def delete(
 
 @app.command()
 def status(at: Address = ADDRESS_DEFAULT, json: Json = False) -> None:
-    """Show nodes, primaries, copies, repair and pump lag; exit code 1 when something is unserved."""
+    """Show nodes, primaries, copies, repair and pump lag; exit code 1 when some are unserved."""
     from spacegrid.node import report
 
     with _errors(json):

@@ -1,9 +1,10 @@
 """Settings of a node: one table, four sources, checked once.
 
-A setting is taken from the first source that has it: command-line flags, environment (`SPACEGRID_` and the name in
-capitals), the TOML file (`[node]` table, or the top level), the default. Invariant: a `NodeConfig` that exists is
-valid; everything after it may trust its values. Errors name the setting, where it came from, the value and the limit.
-Called by `cli` and by `testing`; imports nothing that is slow to import.
+A setting is taken from the first source that has it: command-line flags, environment (`SPACEGRID_`
+and the name in capitals), the TOML file (`[node]` table, or the top level), the default. Invariant:
+a `NodeConfig` that exists is valid; everything after it may trust its values. Errors name the
+setting, where it came from, the value and the limit. Called by `cli` and by `testing`; imports
+nothing that is slow to import.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class NodeConfig:
         log_bytes: Memory for the records that copies and sinks still need.
         partitions: Partition count of a lone node; a cluster's is the coordinator's.
         copies: Copies wanted by a lone node.
-        min_in_sync: Copies that must hold a write before it is acknowledged; 0: the smaller of `copies` and 2.
+        min_in_sync: Copies that must hold a write before it is acknowledged; 0: the smaller of
+            `copies` and 2.
         pump_batch_records: Records in one batch to a sink at most.
         pump_interval_s: Seconds a sink may lag behind before a batch that is not full is written.
         switch_interval_s: Seconds the interpreter lets a thread run on while another waits.
@@ -122,14 +124,17 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_size(text: str | int) -> int:
-    """Read a size in bytes: a number, or one with k, M, G or T (times 1,000) or Ki, Mi, Gi, Ti (times 1,024)."""
+    """Read a size in bytes: a number, or one with k, M, G or T (times 1,000) or Ki, Mi, Gi, Ti
+    (times 1,024).
+    """
     if isinstance(text, int):
         return text
     match = _SIZE.match(text.strip())
     if match is None:
         raise ConfigError(f"size {text!r} is not a number of bytes such as 1000000, 512MiB or 2GB")
     power = " kmgt".index(match[2].lower() or " ")
-    return int(match[1]) * (1024 if match[3] else 1000) ** power
+    size: int = int(match[1]) * (1024 if match[3] else 1000) ** power
+    return size
 
 
 def _text(value: Any) -> str:
@@ -206,8 +211,10 @@ def load(
         flags: Settings given on the command line, by field name; None means not given.
         environ: Environment to look in; None: the process's own.
         file: TOML file; None: `SPACEGRID_CONFIG`, or no file.
+
     Raises:
-        ConfigError: A value does not fit; the message names the setting, its source, the value and the limit.
+        ConfigError: A value does not fit; the message names the setting, its source, the value and
+            the limit.
     """
     environ = os.environ if environ is None else environ
     if file is None and environ.get(ENVIRONMENT_PREFIX + "CONFIG"):
@@ -236,14 +243,15 @@ def check(config: NodeConfig) -> NodeConfig:
     host, port = split_address(config.listen)
     if not is_loopback(host):
         raise ConfigError(
-            f"listen address {config.listen!r} is not loopback: spacegrid has no TLS yet and refuses addresses that "
-            "others can reach\nhint: listen on 127.0.0.1:PORT"
+            f"listen address {config.listen!r} is not loopback: spacegrid has no TLS yet and "
+            "refuses addresses that others can reach\nhint: listen on 127.0.0.1:PORT"
         )
     if not config.name:
         config = _replace(config, name=f"node-{port}" if port else f"node-{os.getpid()}")
     if not _NAME.match(config.name) or len(config.name.encode()) > NAME_BYTES_MAX:
         raise ConfigError(
-            f"node name {config.name!r} is not 1 to {NAME_BYTES_MAX} letters, digits, dots, dashes and underscores"
+            f"node name {config.name!r} is not 1 to {NAME_BYTES_MAX} letters, digits, dots, "
+            "dashes and underscores"
         )
     if config.coordinator:
         if not config.coordinator.startswith(COORDINATOR_SCHEME):
@@ -273,7 +281,8 @@ def _replace(config: NodeConfig, **changes: Any) -> NodeConfig:
 
 def _parsed(name: str, value: Any, source: str) -> Any:
     try:
-        return _PARSERS.get(name, _text)(value)
+        parse: Callable[[Any], Any] = _PARSERS.get(name, _text)
+        return parse(value)
     except ConfigError as error:
         raise ConfigError(f"{name} from {source}: {error}") from None
 

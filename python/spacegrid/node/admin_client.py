@@ -1,4 +1,6 @@
-"""What an operator's side asks nodes: the Admin service as blocking calls. Callers: cli, testing, `up`."""
+"""What an operator's side asks nodes: the Admin service as blocking calls. Callers: cli, testing,
+`up`.
+"""
 
 from __future__ import annotations
 

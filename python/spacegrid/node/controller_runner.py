@@ -1,8 +1,9 @@
-"""The shell around the controller machine, and the way to it from a node that is not the controller.
+"""The shell around the controller machine, and the way to it from the other nodes.
 
-Every node has a runner. While the coordinator names this node, the runner feeds the machine with what happens and
-carries out its writes, one at a time; otherwise it forwards what this node's primaries ask for to whoever is. Requests
-that get lost are no harm: the core repeats them until the table shows the change. Runs on the grid loop.
+Every node has a runner. While the coordinator names this node, the runner feeds the machine with
+what happens and carries out its writes, one at a time; otherwise it forwards what this node's
+primaries ask for to whoever is. Requests that get lost are no harm: the core repeats them until the
+table shows the change. Runs on the grid loop.
 """
 
 from __future__ import annotations

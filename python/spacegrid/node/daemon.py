@@ -1,15 +1,17 @@
 """The node daemon: one process, its grid loop, and its life from starting to stopped.
 
-The grid loop runs on the main thread and is alone in touching gRPC: servers, links to peers, the coordinator's stream,
-the node's own client and the core's effects. Units run on a thread of their own, each pump on another.
+The grid loop runs on the main thread and is alone in touching gRPC: servers, links to peers, the
+coordinator's stream, the node's own client and the core's effects. Units run on a thread of their
+own, each pump on another.
 
-Life: *starting* (port bound, registered, store loaded) -> *ready* (table applied, units and pumps run) -> *draining*
-(SIGTERM: the controller moves what this node owns) -> *stopped*. A stop of the whole cluster moves nothing: everyone
-finishes what is in flight, flushes, and marks its store as clean.
+Life: *starting* (port bound, registered, store loaded) -> *ready* (table applied, units and pumps
+    run) -> *draining* (SIGTERM: the controller moves what this node owns) -> *stopped*. A stop of
+    the whole cluster moves nothing: everyone finishes what is in flight, flushes, and marks its
+    store as clean.
 
-Invariants: nothing is served before the first table is applied; a registration that the coordinator ended, a panic of
-the core or an error in the effects loop ends the process at once and loudly, since the rest of the cluster has moved
-on or may not trust this node's memory.
+Invariants: nothing is served before the first table is applied; a registration that the coordinator
+    ended, a panic of the core or an error in the effects loop ends the process at once and loudly,
+    since the rest of the cluster has moved on or may not trust this node's memory.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spacegrid._core import Turn
-    from spacegrid.unit.host import OutgoingCall
+    from spacegrid.unit.turn import OutgoingCall
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -123,6 +125,7 @@ class Daemon:
 
         Args:
             on_ready: Called once when everything runs.
+
         Raises:
             SpaceGridError: It could not start.
         """
@@ -381,10 +384,10 @@ class Daemon:
             await self._coordinator.update(self._registration)
 
     async def _all_idle(self) -> None:
-        """Where the whole cluster stops, wait until no primary waits for this node's copies any more.
+        """Where the whole cluster stops, wait until no primary waits for this node's copies.
 
-        Each node says that it is idle by draining; its copies on other nodes hear of the last commit
-        with the next ticks.
+        Each node says that it is idle by draining; its copies on other nodes hear of the last
+        commit with the next ticks.
         """
         if not self._cluster_stops or not self.config.coordinator:
             return

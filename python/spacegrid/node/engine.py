@@ -1,10 +1,11 @@
 """The engine: the core node, the units beside it and the pumps behind it, without any socket.
 
-One place takes the core's effects (`run_effects`) and hands each kind to who carries it out: reply frames to
-connections, peer frames to links, turns and settled tickets to the unit host, change requests to the controller.
-Invariants: effects are taken by one thread at a time and carried out in the order in which they were taken; an error in
-here is a bug and goes to `fatal`, never past it. The daemon runs an engine on its grid loop, the embedded grid on the
-caller's own.
+One place takes the core's effects (`run_effects`) and hands each kind to who carries it out: reply
+frames to connections, peer frames to links, turns and settled tickets to the unit host, change
+requests to the controller.
+Invariants: effects are taken by one thread at a time and carried out in the order in which they
+    were taken; an error in here is a bug and goes to `fatal`, never past it. The daemon runs an
+    engine on its grid loop, the embedded grid on the caller's own.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ class Engine:
 
         Returns:
             Number of operations in the frame.
+
         Raises:
             FrameError: The bytes are no valid frame; nothing was carried out.
         """
@@ -121,7 +123,7 @@ class Engine:
     # ---- effects
 
     def soon(self) -> None:
-        """Take effects at the end of this loop tick; called on the engine's own loop (or inline)."""
+        """Take effects at the end of this loop tick; called on the engine's loop (or inline)."""
         if self._loop is None:
             self.run_effects()
         elif not self._scheduled:
@@ -139,7 +141,9 @@ class Engine:
             self._woken = True
             try:
                 loop.call_soon_threadsafe(self.run_effects)
-            except RuntimeError:  # the loop is closed: the engine has stopped, nobody waits for effects
+            except (
+                RuntimeError
+            ):  # the loop is closed: the engine has stopped, nobody waits for effects
                 if not self._closed.is_set():
                     raise
 

@@ -1,4 +1,4 @@
-"""What a node has installed beside its data: units by their `module:Class` names, and the maps they declare.
+"""What a node has installed beside its data: units by name, and the maps they declare.
 
 Callers: the daemon and the embedded grid, at start.
 """
@@ -21,6 +21,7 @@ def load_units(names: Iterable[str]) -> list[type[Unit]]:
 
     Args:
         names: Each `module:Class`.
+
     Raises:
         ConfigError: A module or class is not there, or the class is no unit.
     """
@@ -51,6 +52,4 @@ def declared_maps(units: Sequence[type[Unit]]) -> list[Map[Any, Any]]:
 
 def route_arguments(units: Sequence[type[Unit]]) -> dict[str, str]:
     """Full name of each handler to the argument that carries its routing key."""
-    return {
-        one.full_name: one.route_by for unit in units for one in handlers_of(unit).values()
-    }
+    return {one.full_name: one.route_by for unit in units for one in handlers_of(unit).values()}

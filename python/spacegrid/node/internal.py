@@ -1,9 +1,10 @@
 """The node's own client: calls between units, and requests that were asked of the wrong node.
 
-One request stream on the grid loop. What this node owns goes straight into its own core, everything else over one
-frame stream to the owner's Data service. Calls that units hand over from their thread travel together: one wake-up, one
-frame per node. Invariants: a token that came with a request is passed on unchanged, so however often it is forwarded it
-is applied once; an operation is forwarded by one node only, since the owner answers frames itself or refuses them.
+One request stream on the grid loop. What this node owns goes straight into its own core, everything
+else over one frame stream to the owner's Data service. Calls that units hand over from their thread
+travel together: one wake-up, one frame per node. Invariants: a token that came with a request is
+passed on unchanged, so however often it is forwarded it is applied once; an operation is forwarded
+by one node only, since the owner answers frames itself or refuses them.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from spacegrid.wire.status import Status
 
 if TYPE_CHECKING:
     from spacegrid._core import Completion
-    from spacegrid.unit.host import OutgoingCall
+    from spacegrid.unit.turn import OutgoingCall
 
     _Call: TypeAlias = grpc.aio.StreamStreamCall[data_pb2.Frame, data_pb2.Frame]
 
@@ -268,7 +269,7 @@ class _RemoteLink:
 
     async def _read(self, call: _Call) -> None:
         try:
-            while (message := await call.read()) is not grpc.aio.EOF:
+            while isinstance(message := await call.read(), data_pb2.Frame):
                 if message.data:
                     self._client.reply(self._slot, message.data)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError, FrameError) as error:

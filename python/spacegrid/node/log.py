@@ -1,7 +1,7 @@
 """Structured logs of a node process: one line an event, on stderr, so that stdout stays for data.
 
-Called once by the process's entry, before anything else logs. Library code asks for `get_logger(...)` and never
-configures anything.
+Called once by the process's entry, before anything else logs. Library code asks for
+`get_logger(...)` and never configures anything.
 """
 
 from __future__ import annotations
@@ -38,9 +38,7 @@ def configure(level: str, format: str, **context: Any) -> None:
             structlog.processors.add_log_level,
             stamp,
             structlog.processors.StackInfoRenderer(),
-            structlog.processors.format_exc_info
-            if format == "json"
-            else _pass_through,
+            structlog.processors.format_exc_info if format == "json" else _pass_through,
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(number),

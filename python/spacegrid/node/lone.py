@@ -1,7 +1,7 @@
 """A node without a cluster: it is its own authority, in memory or in its data folder.
 
-The same machine as in a cluster decides, through an authority of the same process. Callers: the daemon without
-`--coordinator`, and the embedded grid.
+The same machine as in a cluster decides, through an authority of the same process. Callers: the
+daemon without `--coordinator`, and the embedded grid.
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ def lone_authority(
         copies: Copies wanted.
         min_in_sync: Copies that a write needs.
         data: Folder to go on from and to keep it in; None: in memory only.
+
     Returns:
         The authority, and the file behind it, to be closed at the end.
+
     Raises:
         ConfigError: The folder is in use, damaged, or holds a space that was created otherwise.
     """
@@ -52,7 +54,9 @@ def lone_authority(
 
 
 def lone_coordinator(config: NodeConfig) -> MemoryCoordinator:
-    """The coordinator of a node that runs without a cluster; its file is held until the process ends."""
+    """The coordinator of a node that runs without a cluster; its file is held until the process
+    ends.
+    """
     authority, _file = lone_authority(
         partitions=config.partitions,
         copies=config.copies,

@@ -11,7 +11,7 @@ CONCURRENT_STREAMS_MAX: Final = 1024
 
 
 def server_options() -> list[tuple[str, Any]]:
-    """Options of a node's server. Two nodes never share a port, so that a second one fails at once."""
+    """Options of a node's server. Two nodes never share a port."""
     return [*SERVER_OPTIONS, ("grpc.max_concurrent_streams", CONCURRENT_STREAMS_MAX)]
 
 

@@ -1,10 +1,11 @@
-"""Links to the other nodes: one outgoing stream to each, for replication records, acknowledgements and chunks.
+"""Links to the other nodes: one outgoing stream to each, for what replication sends.
 
-A link carries frames one way only; what the other node has to say comes in over its own link to us (servers/peers.py).
-When a link is up the core is told (`peer_up`) and sends again from what that copy has acknowledged; when it is down
-(`peer_down`) frames for the copy are dropped, so nothing here needs to be kept for a retry. Invariants: at most one
-link to an incarnation; frames leave in the order in which the core made them; a queue past its bound ends the link
-instead of growing. Runs on the grid loop.
+A link carries frames one way only; what the other node has to say comes in over its own link to us
+(servers/peers.py). When a link is up the core is told (`peer_up`) and sends again from what that
+copy has acknowledged; when it is down (`peer_down`) frames for the copy are dropped, so nothing
+here needs to be kept for a retry. Invariants: at most one link to an incarnation; frames leave in
+the order in which the core made them; a queue past its bound ends the link instead of growing. Runs
+on the grid loop.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
     _Call: TypeAlias = grpc.aio.StreamStreamCall[peers_pb2.PeerFrame, peers_pb2.PeerFrame]
 
 QUEUE_BYTES_MAX: Final = 64 << 20
-"""Bytes waiting for one other node; past it the link is dropped and begins again from what was acknowledged."""
+"""Bytes waiting for one other node; past it the link is dropped and begins again from what was
+acknowledged.
+"""
 RECONNECT_S: Final = 0.02
 RECONNECT_S_MAX: Final = 0.5
 HELLO_TIMEOUT_S: Final = 5.0
@@ -141,14 +144,19 @@ class _Link:
     async def _once(self) -> bool:
         """Connect and carry frames until the link breaks; whether it was ever up."""
         was_up = False
-        async with grpc.aio.insecure_channel(self.peer.address, options=channel_options()) as channel:
+        async with grpc.aio.insecure_channel(
+            self.peer.address, options=channel_options()
+        ) as channel:
             call = peers_pb2_grpc.PeersStub(channel).Link()
             reader: asyncio.Task[None] | None = None
             try:
                 async with asyncio.timeout(HELLO_TIMEOUT_S):
                     await call.write(peers_pb2.PeerFrame(hello=self._hello))
                     answer = await call.read()
-                if answer is grpc.aio.EOF or answer.hello.incarnation != self.peer.incarnation:
+                if (
+                    not isinstance(answer, peers_pb2.PeerFrame)
+                    or answer.hello.incarnation != self.peer.incarnation
+                ):
                     return False
                 was_up = True
                 self._call = call

@@ -1,9 +1,10 @@
-"""A cluster as processes of this machine: one local coordinator and N nodes, started, watched and stopped.
+"""A cluster as processes of this machine: a local coordinator and N nodes.
 
-`spacegrid up`, the demo and the test kit all start theirs here, each node by the very command that a person would type.
-A child reports on stdout, with one line of JSON, that it is ready; its log goes to a file. A child holds the read end of
-a pipe as its stdin: when the parent is gone, the pipe ends and the child stops by itself. Children are in sessions of
-their own, so that Ctrl-C in a terminal reaches the parent alone and the cluster is stopped in order.
+`spacegrid up`, the demo and the test kit all start theirs here, each node by the very command that
+a person would type. A child reports on stdout, with one line of JSON, that it is ready; its log
+goes to a file. A child holds the read end of a pipe as its stdin: when the parent is gone, the pipe
+ends and the child stops by itself. Children are in sessions of their own, so that Ctrl-C in a
+terminal reaches the parent alone and the cluster is stopped in order.
 """
 
 from __future__ import annotations
@@ -160,13 +161,14 @@ def wait_ready(child: Child, timeout_s: float = READY_TIMEOUT_S) -> Child:
         if left <= 0 or not select.select([stream], [], [], left)[0]:
             child.kill()
             raise ConnectionFailed(
-                f"{child.name} was not ready within {timeout_s:g} s; its log ends with:\n{child.log_tail()}"
+                f"{child.name} was not ready within {timeout_s:g} s; its log ends with:\n"
+                f"{child.log_tail()}"
             )
         piece = _read_some(stream)
         if not piece:
             code = child.wait(5.0)
             raise ConnectionFailed(
-                f"{child.name} ended with exit code {code} before it was ready; its log ends with:\n"
+                f"{child.name} ended with exit code {code} before it was ready; its log ends:\n"
                 f"{child.log_tail()}"
             )
         line += piece
@@ -259,7 +261,7 @@ class ClusterProcesses:
         return wait_ready(self.coordinator)
 
     def restart(self, name: str) -> Child:
-        """Start a dead node again, at its old address and data folder, and wait until it is ready."""
+        """Start a dead node again, at its old address and folder; wait until it is ready."""
         old = self.nodes[name]
         if old.alive:
             raise RuntimeError(f"{name} (pid {old.pid}) still runs")
@@ -354,7 +356,9 @@ class ClusterProcesses:
 
 
 def stop_with_parent() -> None:
-    """In a child: send this process SIGTERM once its parent, which holds the other end of stdin, is gone."""
+    """In a child: send this process SIGTERM once its parent, which holds the other end of stdin, is
+    gone.
+    """
 
     def watch() -> None:
         while os.read(0, 1024):

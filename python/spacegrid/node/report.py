@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -74,7 +75,9 @@ def _pump(pump: admin_pb2.PumpStatus) -> dict[str, Any]:
 
 def status_text(document: dict[str, Any]) -> str:
     """The status for a person."""
-    rows = [("node", "address", "pid", "state", "primaries", "copies", "entries", "memory", "pumps")]
+    rows = [
+        ("node", "address", "pid", "state", "primaries", "copies", "entries", "memory", "pumps")
+    ]
     for node in document["nodes"]:
         rows.append(
             (
@@ -96,7 +99,9 @@ def status_text(document: dict[str, Any]) -> str:
         f"{document['copies_wanted']} copies wanted, a write needs {document['min_in_sync']}"
     )
     repair = document["under_replicated"]
-    lines.append(f"repair: {repair} partitions wait for a copy" if repair else "repair: none needed")
+    lines.append(
+        f"repair: {repair} partitions wait for a copy" if repair else "repair: none needed"
+    )
     if document["unserved"]:
         lines.append(f"UNSERVED: {document['unserved']} partitions have no primary")
     if document["lost"]:
@@ -168,7 +173,7 @@ def flush(address: str, timeout_s: float) -> dict[str, Any]:
     return {"complete": all(done.values()), "nodes": done}
 
 
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -21,6 +21,7 @@ def open_shared_sink(
         owner: This node's incarnation.
         partition_count: Partitions of the cluster.
         maps: Maps that the installed units declare; those with columns become tables.
+
     Raises:
         ConfigError: No such kind of database, or maps that make no tables.
     """

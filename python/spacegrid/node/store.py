@@ -1,8 +1,8 @@
 """A node's data folder: its local store, found before the cluster is known and opened once it is.
 
-A node registers with the id of its store and with what a clean stop left in it, before it knows the cluster's table; so
-the store that is there is read under its own identity first and checked against the cluster afterwards. A new store is
-given its id here, so that it is registered from the start.
+A node registers with the id of its store and with what a clean stop left in it, before it knows the
+cluster's table; so the store that is there is read under its own identity first and checked against
+the cluster afterwards. A new store is given its id here, so that it is registered from the start.
 """
 
 from __future__ import annotations

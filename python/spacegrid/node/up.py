@@ -1,8 +1,8 @@
 """`spacegrid up`: a cluster on this machine in one terminal, and its orderly end.
 
-The nodes are children of their own sessions; this process only watches, tells of exits, and stops the cluster on Ctrl-C
-or SIGTERM. A node that was killed can be started again in another terminal by the command printed here: it is a node of
-the cluster like any other and stops with it.
+The nodes are children of their own sessions; this process only watches, tells of exits, and stops
+the cluster on Ctrl-C or SIGTERM. A node that was killed can be started again in another terminal by
+the command printed here: it is a node of the cluster like any other and stops with it.
 """
 
 from __future__ import annotations
@@ -113,7 +113,10 @@ def _tell_exit(child: Child, json: bool) -> None:
     if json:
         _print({"event": "exited", "name": child.name, "pid": child.pid, "code": code})
         return
-    _say(f"{child.name} (pid {child.pid}) ended: {how}; to start it again:\n    {child.shell_command}")
+    _say(
+        f"{child.name} (pid {child.pid}) ended: {how}; to start it again:\n"
+        f"    {child.shell_command}"
+    )
 
 
 def _print(document: dict[str, Any]) -> None:

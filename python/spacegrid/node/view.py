@@ -1,7 +1,7 @@
 """What a node knows of its cluster: the newest table, who is alive, who is controller.
 
-Filled by the daemon from the coordinator's events; read by servers, links and the internal client. Nothing here
-decides anything. Used on the grid loop only.
+Filled by the daemon from the coordinator's events; read by servers, links and the internal client.
+Nothing here decides anything. Used on the grid loop only.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A real cluster for tests: one coordinator and N node processes on free ports, killed and restarted at will.
+"""A real cluster for tests: processes on free ports, killed and restarted at will.
 
 ::
 
@@ -7,8 +7,8 @@
             ...
         cluster.kill("node-2")
 
-Nothing is shared between two clusters, and nothing is left behind: `stop` ends every process, and a data folder that was
-made here goes with it. Blocking; from asyncio use `asyncio.to_thread`.
+Nothing is shared between two clusters, and nothing is left behind: `stop` ends every process, and a
+data folder that was made here goes with it. Blocking; from asyncio use `asyncio.to_thread`.
 """
 
 from __future__ import annotations

@@ -29,9 +29,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
 
-    async def Status(  # noqa: N802
-        self, request: admin_pb2.StatusRequest, context: Any
-    ) -> admin_pb2.StatusReply:
+    async def Status(self, request: admin_pb2.StatusRequest, context: Any) -> admin_pb2.StatusReply:
         """The cluster as this node knows it, and the node itself in detail."""
         await self._known(context)
         daemon = self._daemon
@@ -81,7 +79,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             data_folder=str(daemon.config.data or ""),
         )
 
-    async def Partitions(  # noqa: N802
+    async def Partitions(
         self, request: admin_pb2.PartitionsRequest, context: Any
     ) -> admin_pb2.PartitionsReply:
         """One line a partition."""
@@ -104,16 +102,12 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             tails=[name(tail.copy) for tail in entry.tails],
         )
 
-    async def Flush(  # noqa: N802
-        self, request: admin_pb2.FlushRequest, context: Any
-    ) -> admin_pb2.FlushReply:
+    async def Flush(self, request: admin_pb2.FlushRequest, context: Any) -> admin_pb2.FlushReply:
         """Wait until every sink of this node has what is committed now."""
         timeout_s = (request.timeout_ms or FLUSH_TIMEOUT_MS) / 1000
         return admin_pb2.FlushReply(complete=await self._daemon.flush(timeout_s))
 
-    async def Stop(  # noqa: N802
-        self, request: admin_pb2.StopRequest, context: Any
-    ) -> admin_pb2.StopReply:
+    async def Stop(self, request: admin_pb2.StopRequest, context: Any) -> admin_pb2.StopReply:
         """Stop this node (it drains), or the whole cluster (data stays where it is)."""
         if request.cluster:
             await self._daemon.stop_cluster()

@@ -1,7 +1,7 @@
 """From the core's answers to gRPC's: which status an unary call ends with.
 
-Each error of the tree has a gRPC status of its own kind; its code travels in the trailing metadata `spacegrid-code`, so
-that a stub in another language can tell errors of one gRPC status apart.
+Each error of the tree has a gRPC status of its own kind; its code travels in the trailing metadata
+`spacegrid-code`, so that a stub in another language can tell errors of one gRPC status apart.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ UNARY_TIMEOUT_S: Final = 5.0
 """How long an unary call is tried for a caller that set no deadline."""
 UNARY_TIMEOUT_S_MAX: Final = 3600.0
 _ANSWER_MARGIN: Final = 0.9
-"""Part of the caller's time after which it is answered, so that the answer arrives before the deadline."""
+"""Part of the caller's time after which it is answered, so that the answer arrives before the
+deadline.
+"""
 
 
 def failure(completion: Completion, what: str) -> SpaceGridError:

@@ -1,7 +1,7 @@
-"""Data service: frame streams for clients that speak frames, unary calls for stubs in other languages.
+"""Data service: frame streams for clients of frames, unary calls for other languages.
 
-Frames go to this node's core as they are. Unary calls go through the node's own client, which sends them to the
-partition's primary, here or one hop away. Runs on the grid loop.
+Frames go to this node's core as they are. Unary calls go through the node's own client, which sends
+them to the partition's primary, here or one hop away. Runs on the grid loop.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
 import grpc.aio
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from spacegrid._core import Completion
     from spacegrid.node.daemon import Daemon
+
+T = TypeVar("T")
 
 MANY_MAX: Final = 1000
 _CONDITIONS: Final = (
@@ -46,9 +48,7 @@ class DataService(data_pb2_grpc.DataServicer):
 
     # ---- streams
 
-    async def Open(  # noqa: N802
-        self, request: data_pb2.OpenRequest, context: Any
-    ) -> data_pb2.OpenReply:
+    async def Open(self, request: data_pb2.OpenRequest, context: Any) -> data_pb2.OpenReply:
         """Give the caller a request stream of its own and the routing table."""
         await self._check(request.hello, context)
         daemon = self._daemon
@@ -59,16 +59,12 @@ class DataService(data_pb2_grpc.DataServicer):
             routes=daemon.view.routes(),
         )
 
-    async def GetRoutes(  # noqa: N802
-        self, request: data_pb2.RoutesRequest, context: Any
-    ) -> data_pb2.Routes:
+    async def GetRoutes(self, request: data_pb2.RoutesRequest, context: Any) -> data_pb2.Routes:
         """The routing table as this node knows it."""
         await self._ready(context)
         return self._daemon.view.routes()
 
-    async def Stream(  # noqa: N802
-        self, request_iterator: AsyncIterator[data_pb2.Frame], context: Any
-    ) -> None:
+    async def Stream(self, request_iterator: AsyncIterator[data_pb2.Frame], context: Any) -> None:
         """Frames both ways until the client ends the stream."""
         first = await context.read()
         if first is grpc.aio.EOF:
@@ -78,9 +74,7 @@ class DataService(data_pb2_grpc.DataServicer):
         await context.send_initial_metadata(())
         await FrameConnection(self._daemon.engine, context).run()
 
-    async def Exchange(  # noqa: N802
-        self, request: data_pb2.Frame, context: Any
-    ) -> data_pb2.Frame:
+    async def Exchange(self, request: data_pb2.Frame, context: Any) -> data_pb2.Frame:
         """One request frame, one reply frame with all its answers."""
         if request.HasField("hello"):
             await self._check(request.hello, context)
@@ -95,13 +89,11 @@ class DataService(data_pb2_grpc.DataServicer):
 
     # ---- unary calls
 
-    async def Get(  # noqa: N802
-        self, request: data_pb2.GetRequest, context: Any
-    ) -> data_pb2.GetReply:
+    async def Get(self, request: data_pb2.GetRequest, context: Any) -> data_pb2.GetReply:
         """Read one entry."""
         return await self._answer(context, self._get(request.map, request.key, context))
 
-    async def GetMany(  # noqa: N802
+    async def GetMany(
         self, request: data_pb2.GetManyRequest, context: Any
     ) -> data_pb2.GetManyReply:
         """Read up to 1,000 entries."""
@@ -111,25 +103,21 @@ class DataService(data_pb2_grpc.DataServicer):
         )
         return data_pb2.GetManyReply(replies=replies)
 
-    async def Put(  # noqa: N802
-        self, request: data_pb2.PutRequest, context: Any
-    ) -> data_pb2.PutReply:
+    async def Put(self, request: data_pb2.PutRequest, context: Any) -> data_pb2.PutReply:
         """Write one entry."""
         return await self._answer(context, self._put(request, context))
 
-    async def PutMany(  # noqa: N802
+    async def PutMany(
         self, request: data_pb2.PutManyRequest, context: Any
     ) -> data_pb2.PutManyReply:
-        """Write up to 1,000 entries; each succeeds or fails alone, the first failure is the call's."""
+        """Write up to 1,000 entries; each fails alone, the first failure is the call's."""
         await self._at_most(len(request.entries), context)
         replies = await self._answer(
             context, _all(self._put(entry, context) for entry in request.entries)
         )
         return data_pb2.PutManyReply(replies=replies)
 
-    async def Delete(  # noqa: N802
-        self, request: data_pb2.DeleteRequest, context: Any
-    ) -> data_pb2.DeleteReply:
+    async def Delete(self, request: data_pb2.DeleteRequest, context: Any) -> data_pb2.DeleteReply:
         """Delete one entry."""
 
         async def delete() -> data_pb2.DeleteReply:
@@ -203,12 +191,13 @@ class DataService(data_pb2_grpc.DataServicer):
         except (ValueError, OverflowError) as error:
             raise errors.TooLarge(str(error)) from error
 
-    async def _answer(self, context: Any, work: Awaitable[Any]) -> Any:
+    async def _answer(self, context: Any, work: Awaitable[T]) -> T:
         await self._ready(context)
         try:
             return await work
         except errors.SpaceGridError as error:
             await abort(context, error)
+            raise
 
     async def _at_most(self, count: int, context: Any) -> None:
         if count > MANY_MAX:

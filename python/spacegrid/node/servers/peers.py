@@ -1,12 +1,13 @@
 """Peers service: frames of other nodes, and what they ask of the controller.
 
-A Link carries the other node's frames to the core and answers with our own hello only. Invariants: a frame is taken
-only from a node of this cluster that means this incarnation of us; damaged bytes end the link. Runs on the grid loop.
+A Link carries the other node's frames to the core and answers with our own hello only. Invariants:
+a frame is taken only from a node of this cluster that means this incarnation of us; damaged bytes
+end the link. Runs on the grid loop.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -32,7 +33,7 @@ class PeersService(peers_pb2_grpc.PeersServicer):
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
 
-    async def Link(  # noqa: N802
+    async def Link(  # type: ignore[override]
         self, request_iterator: AsyncIterator[peers_pb2.PeerFrame], context: Any
     ) -> None:
         """Take the frames of another node until it ends the link."""
@@ -64,7 +65,7 @@ class PeersService(peers_pb2_grpc.PeersServicer):
                 raise
             engine.soon()
 
-    async def RequestChanges(  # noqa: N802
+    async def RequestChanges(
         self, request: peers_pb2.ChangesRequest, context: Any
     ) -> peers_pb2.ChangesReply:
         """Take requests for changes of the table, if this node is the controller."""
@@ -76,9 +77,7 @@ class PeersService(peers_pb2_grpc.PeersServicer):
         accepted = self._daemon.controller.take_changes(request.hello.incarnation, changes)
         return peers_pb2.ChangesReply(accepted=accepted)
 
-    async def Drain(  # noqa: N802
-        self, request: peers_pb2.DrainRequest, context: Any
-    ) -> peers_pb2.DrainReply:
+    async def Drain(self, request: peers_pb2.DrainRequest, context: Any) -> peers_pb2.DrainReply:
         """Begin to move what the sender owns, if this node is the controller."""
         await self._check(request.hello, context)
         accepted = self._daemon.controller.take_drain(request.hello.incarnation)
@@ -90,14 +89,16 @@ class PeersService(peers_pb2_grpc.PeersServicer):
         if hello.protocol_version != PROTOCOL_VERSION:
             await context.abort(
                 status,
-                f"peer speaks protocol version {hello.protocol_version}, this node speaks {PROTOCOL_VERSION}",
+                f"peer speaks protocol version {hello.protocol_version}, this node speaks "
+                f"{PROTOCOL_VERSION}",
             )
         if not daemon.serving:
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this node is not ready yet")
         if hello.cluster_id != daemon.view.life:
             await context.abort(
                 status,
-                f"peer is of cluster {hello.cluster_id.hex()}, this node is of {daemon.view.life.hex()}",
+                f"peer is of cluster {hello.cluster_id.hex()}, this node is of "
+                f"{daemon.view.life.hex()}",
             )
         if hello.receiver != daemon.incarnation:
             await context.abort(

@@ -1,8 +1,8 @@
 """Frames of clients over gRPC streams: one connection of the core per stream, with bounded output.
 
-A connection whose replies are not being taken is not read any more until they are. Invariants: what waits for a client
-is at most OUTPUT_BYTES_MAX plus the replies of one frame for each frame it has sent; replies leave in the order in which
-the core made them. Runs on the grid loop.
+A connection whose replies are not being taken is not read any more until they are. Invariants: what
+waits for a client is at most OUTPUT_BYTES_MAX plus the replies of one frame for each frame it has
+sent; replies leave in the order in which the core made them. Runs on the grid loop.
 """
 
 from __future__ import annotations
@@ -66,12 +66,13 @@ class FrameConnection:
                 await self._settled.wait()
         except TimeoutError:
             await self._context.abort(
-                grpc.StatusCode.DEADLINE_EXCEEDED, "requests were still open at the end of the stream"
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+                "requests were still open at the end of the stream",
             )
         finally:
             self._engine.close_connection(self._number)
             writer.cancel()
-            # A write that failed because the client is gone is no news: reading ended for the same reason.
+            # A write that failed because the client is gone is no news: so did the reading.
             writer.add_done_callback(lambda task: task.cancelled() or task.exception())
 
     async def _read(self) -> None:

@@ -1,7 +1,7 @@
 """Units service: calls of processing units for stubs in other languages.
 
-The handler's own definition on this node says which argument routes; the call then goes to the owner of that routing
-key through the node's own client. Runs on the grid loop.
+The handler's own definition on this node says which argument routes; the call then goes to the
+owner of that routing key through the node's own client. Runs on the grid loop.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ class UnitsService(units_pb2_grpc.UnitsServicer):
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
 
-    async def Invoke(  # noqa: N802
-        self, request: units_pb2.InvokeRequest, context: Any
-    ) -> units_pb2.InvokeReply:
+    async def Invoke(self, request: units_pb2.InvokeRequest, context: Any) -> units_pb2.InvokeReply:
         """Run a handler on the node that owns its routing key."""
         try:
             return await self._invoke(request, context)
@@ -69,7 +67,9 @@ class UnitsService(units_pb2_grpc.UnitsServicer):
         try:
             values = msgspec.msgpack.decode(arguments, type=dict[str, msgspec.Raw])
             if argument not in values:
-                raise errors.ConfigError(f"{name}: the argument {argument!r} that routes is missing")
+                raise errors.ConfigError(
+                    f"{name}: the argument {argument!r} that routes is missing"
+                )
             value = msgspec.msgpack.decode(values[argument])
         except msgspec.DecodeError as error:
             raise errors.ConfigError(f"{name}: arguments are no msgpack map: {error}") from error
