@@ -64,7 +64,9 @@ class DataService(data_pb2_grpc.DataServicer):
         await self._ready(context)
         return self._daemon.view.routes()
 
-    async def Stream(self, request_iterator: AsyncIterator[data_pb2.Frame], context: Any) -> None:
+    async def Stream(  # type: ignore[override]
+        self, request_iterator: AsyncIterator[data_pb2.Frame], context: Any
+    ) -> None:
         """Frames both ways until the client ends the stream."""
         first = await context.read()
         if first is grpc.aio.EOF:
