@@ -22,7 +22,6 @@ __all__ = [
     "Effect",
     "RegistrationsChanged",
     "TableObserved",
-    "Ticked",
     "WriteDone",
     "WriteRefused",
     "WriteTable",
@@ -120,10 +119,6 @@ class TableObserved(msgspec.Struct, frozen=True):
     table: Table
 
 
-class Ticked(msgspec.Struct, frozen=True):
-    """Time passed: `Controller.next_deadline_ms` was reached."""
-
-
 ControllerEvent = (
     BecameController
     | Deposed
@@ -133,7 +128,6 @@ ControllerEvent = (
     | WriteDone
     | WriteRefused
     | TableObserved
-    | Ticked
 )
 
 

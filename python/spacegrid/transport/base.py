@@ -17,7 +17,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from spacegrid._core import Node
 
 __all__ = [
     "BlockingTransport",
@@ -144,12 +147,12 @@ class BlockingTransport(Protocol):
         """As `ClientTransport.routes`, waiting."""
 
     def exchange(
-        self, frames: Sequence[tuple[str, bytes]], cluster_id: bytes, timeout_s: float
-    ) -> list[bytes | ExchangeFailed]:
+        self, frames: Sequence[tuple[str, bytes]], timeout_s: float
+    ) -> list[list[bytes] | ExchangeFailed]:
         """Send frames, each to its address, together, and wait for all answers.
 
         Returns:
-            Per frame the reply frame, or why there is none.
+            Per frame the reply frames with all its answers, or why there are none.
         """
 
     def close(self) -> None:
@@ -166,6 +169,10 @@ class LocalNode(Protocol):
     @property
     def cluster_id(self) -> bytes:
         """16 bytes."""
+
+    @property
+    def core(self) -> Node:
+        """The core node: co-located reads go to it directly."""
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Serve on this loop; called on it."""

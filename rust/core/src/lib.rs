@@ -6,7 +6,6 @@
 
 #![forbid(unsafe_op_in_unsafe_fn)]
 
-pub mod assign;
 mod bytes;
 pub mod entry;
 pub mod error;

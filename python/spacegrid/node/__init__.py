@@ -1,1 +1,0 @@
-"""The node: the data plane of one process, with its servers, peers, units, pumps and lifecycle."""
