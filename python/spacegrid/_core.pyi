@@ -198,6 +198,41 @@ class HashRing:
     def __len__(self) -> int: ...
     def __contains__(self, name: object, /) -> bool: ...
 
+# ---- placement of partitions (rust/py/src/assign.rs) ----
+
+type AssignNode = str | tuple[str] | tuple[str, float] | tuple[str, float, str | None]
+
+def assign(
+    partition_count: int,
+    copies: int,
+    nodes: Sequence[AssignNode],
+    current: Sequence[Sequence[int]] | None = None,
+) -> list[list[int]]:
+    """Assign partitions to nodes: balanced to the last copy, with the fewest moves.
+
+    Every node gets its share of the copies by weight, rounded down or up, and its part of the
+    primaries likewise. Copies of a partition are on distinct nodes, and in distinct zones where
+    there are enough. A first placement follows the hash ring; later ones keep what is there.
+
+    Args:
+        partition_count: 1 to 65,535.
+        copies: Copies of each partition, 1 or more; as many as there are nodes at most.
+        nodes: Names, with weight (0.001 to 1,000; 1 by default) and zone where there are any.
+            The order matters only to break ties: pass the same one every time.
+        current: The holders of each partition now, as indexes into `nodes`, primary first; a
+            negative index is a node that is gone. None for a first placement.
+
+    Returns:
+        The holders of each partition as indexes into `nodes`, primary first. The same arguments
+        always give the same answer.
+
+    Raises:
+        ValueError: A count or weight is out of its bounds, a name is repeated, or `current` does
+            not fit the other arguments.
+
+    Cost: milliseconds for 4,096 partitions on 100 nodes; runs without the interpreter lock.
+    """
+
 # ---- replica protocol: Node, Turn, Effects (rust/py/src/node.rs, turn.rs) ----
 
 class FrameError(ValueError):

@@ -11,7 +11,6 @@ from collections import deque
 from typing import Any
 
 import msgspec
-
 from spacegrid import _core
 from spacegrid.unit import Handler
 

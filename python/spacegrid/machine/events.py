@@ -22,6 +22,7 @@ __all__ = [
     "Effect",
     "RegistrationsChanged",
     "TableObserved",
+    "Ticked",
     "WriteDone",
     "WriteRefused",
     "WriteTable",
@@ -119,6 +120,10 @@ class TableObserved(msgspec.Struct, frozen=True):
     table: Table
 
 
+class Ticked(msgspec.Struct, frozen=True):
+    """Time passed: `Controller.next_deadline_ms` was reached."""
+
+
 ControllerEvent = (
     BecameController
     | Deposed
@@ -128,6 +133,7 @@ ControllerEvent = (
     | WriteDone
     | WriteRefused
     | TableObserved
+    | Ticked
 )
 
 

@@ -162,6 +162,8 @@ class PartitionEntry(msgspec.Struct, frozen=True, array_like=True):
 
     def members(self) -> tuple[int, ...]:
         """Copies that hold or receive data: complete ones, then tails, then joining ones."""
+        if not (self.tails or self.joining):
+            return self.in_sync
         return (
             *self.in_sync,
             *(tail.copy for tail in self.tails),
@@ -198,7 +200,7 @@ class PartitionEntry(msgspec.Struct, frozen=True, array_like=True):
         placed = self.epoch > 0
         _hold("T8", placed == bool(self.in_sync) and placed == (self.version > 0), self)
         _hold("T8", placed or self.state is State.UNAVAILABLE, self)
-        _hold("T8", self.epoch <= self.version and self.epoch <= EPOCH_MAX, self)
+        _hold("T8", self.epoch <= EPOCH_MAX, self)
 
 
 class TableCounts(msgspec.Struct, frozen=True):
@@ -288,8 +290,11 @@ class Table(msgspec.Struct, frozen=True):
         return tuple(entry.primary for entry in self.entries)
 
     def names(self, copy: int) -> bool:
-        """Whether the copy holds or receives data of any partition: it can't leave yet."""
-        return any(entry.names(copy) for entry in self.entries)
+        """Whether the copy holds or receives data of a partition that is served.
+
+        A node that drains can leave once it does not.
+        """
+        return any(entry.names(copy) for entry in self.entries if entry.state is State.OK)
 
     def counts(self) -> TableCounts:
         """Primaries and copies of each node, and what is not as it should be."""

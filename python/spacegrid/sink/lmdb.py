@@ -89,17 +89,27 @@ class LmdbSink:
         data_folder: The node's data folder; the store is its subfolder ``lmdb``.
         life: Id of the cluster.
         partition_count: Partitions of the cluster.
+        store_id: 16 bytes that name a store made here; a random one when None. A store that is there
+            keeps its own.
     """
 
     fenced = False
     batch_records = 10_000
     interval_s = 0.2
 
-    def __init__(self, data_folder: Path | str, *, life: str, partition_count: int) -> None:
+    def __init__(
+        self,
+        data_folder: Path | str,
+        *,
+        life: str,
+        partition_count: int,
+        store_id: bytes | None = None,
+    ) -> None:
         self.folder = Path(data_folder) / "lmdb"
         self.name = f"lmdb:{self.folder}"
         self._life = life
         self._partition_count = partition_count
+        self._new_id = store_id.hex() if store_id is not None else uuid.uuid4().hex
         self._identity: _Identity | None = None
         self._environment: Any = None
         self._entries: Any = None
@@ -137,7 +147,7 @@ class LmdbSink:
         boot_id = _boot_id()
         if identity is None:
             identity = _Identity(
-                STORE_FORMAT, self._life, self._partition_count, uuid.uuid4().hex, boot_id
+                STORE_FORMAT, self._life, self._partition_count, self._new_id, boot_id
             )
         elif identity.boot_id != boot_id and not self._clean_path.exists():
             # The machine went down with the store open, and batches are not fsynced: its pages may

@@ -183,7 +183,7 @@ class ArgumentCodec:
         """
         try:
             values = msgspec.structs.astuple(self.unpack_arguments(packed))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise InvalidArguments(f"{self.name}: {error}") from None
         if not self._keyword_names:
             return values, None
@@ -215,7 +215,7 @@ class ArgumentCodec:
         """
         try:
             return self.reply_decode(packed)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise SerializationError(f"{self.name}: its answer can't be read: {error}") from error
 
 

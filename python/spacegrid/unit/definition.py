@@ -186,7 +186,7 @@ class _Namespace(dict[str, Any]):
 class _UnitType(type):
     @classmethod
     def __prepare__(  # type: ignore[override]
-        metacls, name: str, bases: tuple[type, ...], **options: Any
+        metacls, name: str, bases: tuple[type, ...], /, **options: Any
     ) -> _Namespace:
         return _Namespace()
 

@@ -143,7 +143,7 @@ def error_from(status: int, value: bytes, handler: str) -> SpaceGridError:
     if status == Status.HANDLER_ERROR:
         try:
             failure = _decode(value)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, RecursionError):
             failure = Failure(message="(its failure can't be read)")
         return errors.HandlerError(
             f"{handler}: {failure.type}: {failure.message}",

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_op_in_unsafe_fn)]
 
+pub mod assign;
 mod bytes;
 pub mod entry;
 pub mod error;

@@ -5,6 +5,7 @@
 
 #![allow(missing_docs, reason = "the contract is python/spacegrid/_core.pyi")]
 
+mod assign;
 mod keys;
 mod ring;
 
@@ -14,6 +15,7 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    assign::register(module)?;
     keys::register(module)?;
     ring::register(module)?;
     Ok(())

@@ -1,0 +1,439 @@
+"""The `spacegrid` command line.
+
+Data goes to stdout, messages and logs to stderr; `--json` makes every command's data one JSON
+document. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 nothing there (get, delete), 4
+outcome unknown. Commands import what they need when they run, so that `spacegrid --help` is quick.
+New commands: a function with `@app.command()`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+
+import typer
+
+from spacegrid.config import ADDRESS_DEFAULT, COORDINATOR_SCHEME, PARTITIONS_DEFAULT
+from spacegrid.errors import ConfigError, SpaceGridError
+
+if TYPE_CHECKING:
+    from spacegrid.config import NodeConfig
+    from spacegrid.coordinator import Coordinator
+    from spacegrid.node.daemon import Daemon
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+EXIT_NOTHING: Final = 3
+EXIT_UNKNOWN: Final = 4
+EXIT_INTERRUPTED: Final = 130
+WATCH_PARENT: Final = "SPACEGRID_STOP_WITH_PARENT"
+
+app = typer.Typer(
+    name="spacegrid",
+    help="Space-Based Architecture for Python: a replicated in-memory data grid with units.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+Address = Annotated[
+    str,
+    typer.Option(
+        "--at", "--address", envvar="SPACEGRID_ADDRESS", help="host:port of any node of the grid."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print data as one JSON document.")]
+
+
+def main() -> None:
+    """Entry point of the `spacegrid` command."""
+    app()
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        from spacegrid._core import __version__
+
+        typer.echo(f"spacegrid {__version__}")
+        raise typer.Exit
+
+
+# ---- processes
+
+
+@app.command()
+def node(
+    name: Annotated[str | None, typer.Option(help="Node name, unique in the cluster.")] = None,
+    listen: Annotated[
+        str | None, typer.Option(help=f"Loopback host:port; default {ADDRESS_DEFAULT}.")
+    ] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(help="local://host:port; without it the node is alone.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder for all the node keeps.")] = None,
+    unit: Annotated[
+        list[str] | None, typer.Option(help="Processing unit, module:Class; repeatable.")
+    ] = None,
+    sql: Annotated[str | None, typer.Option(help="Shared SQL sink, sqlite:///PATH.")] = None,
+    lmdb: Annotated[
+        bool | None, typer.Option("--lmdb/--no-lmdb", help="Keep copies in LMDB under --data.")
+    ] = None,
+    quota: Annotated[
+        str | None, typer.Option(help="Memory for entries and records, such as 2GiB.")
+    ] = None,
+    log_memory: Annotated[
+        str | None, typer.Option(help="Memory for records that copies and sinks still need.")
+    ] = None,
+    partitions: Annotated[int | None, typer.Option(help="Of a lone node's space.")] = None,
+    copies: Annotated[
+        int | None, typer.Option(help="Copies that a lone node's space wants.")
+    ] = None,
+    min_in_sync: Annotated[
+        int | None, typer.Option(help="Copies that must hold a write in a lone node's space.")
+    ] = None,
+    pump_batch: Annotated[
+        int | None, typer.Option(help="Records per batch to SQL at most.")
+    ] = None,
+    pump_interval: Annotated[
+        float | None, typer.Option(help="Seconds that SQL may lag behind.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="console or json.")] = None,
+    json: Json = False,
+) -> None:
+    """Run one node until it is stopped.
+
+    SIGTERM and Ctrl-C hand over and leave; a second Ctrl-C ends at once. Each flag can also be set
+    as SPACEGRID_NAME in the environment, or in the TOML file.
+    """
+    from spacegrid.config import load
+
+    with _errors(json):
+        settings = load(
+            {
+                "name": name,
+                "listen": listen,
+                "coordinator": coordinator,
+                "data": data,
+                "units": unit or None,
+                "sql": sql,
+                "lmdb": lmdb,
+                "quota_bytes": quota,
+                "log_bytes": log_memory,
+                "partitions": partitions,
+                "copies": copies,
+                "min_in_sync": min_in_sync,
+                "pump_batch_records": pump_batch,
+                "pump_interval_s": pump_interval,
+                "log_level": log_level,
+                "log_format": log_format,
+            },
+            file=config,
+        )
+        _watch_parent()
+        raise typer.Exit(_serve(settings, json))
+
+
+def _serve(settings: NodeConfig, json: bool) -> int:
+    from spacegrid.node import log
+    from spacegrid.node.daemon import serve
+
+    log.configure(settings.log_level, settings.log_format, node=settings.name)
+
+    def ready(daemon: Daemon) -> None:
+        line = {
+            "event": "ready",
+            "name": daemon.config.name,
+            "address": daemon.address,
+            "pid": os.getpid(),
+            "incarnation": daemon.incarnation,
+        }
+        _print(line, json, lambda: f"{daemon.config.name} ready at {daemon.address}")
+
+    return serve(settings, lambda: _coordinator(settings), ready)
+
+
+def _coordinator(settings: NodeConfig) -> Coordinator:
+    if settings.coordinator:
+        from spacegrid.coordinator.local import LocalCoordinator
+
+        return LocalCoordinator(settings.coordinator.removeprefix(COORDINATOR_SCHEME))
+    from spacegrid.node.lone import lone_coordinator
+
+    return lone_coordinator(settings)
+
+
+@app.command(hidden=True)
+def coordinator(
+    data: Annotated[Path, typer.Option(help="Folder for the table.")],
+    listen: Annotated[str, typer.Option(help="Loopback host:port.")] = "127.0.0.1:0",
+    partitions: Annotated[
+        int, typer.Option(help="Partitions of a new space.")
+    ] = PARTITIONS_DEFAULT,
+    copies: Annotated[int, typer.Option(help="Copies wanted of each partition.")] = 2,
+    min_in_sync: Annotated[int, typer.Option(help="Copies that must hold a write.")] = 0,
+    nodes: Annotated[int, typer.Option(help="Nodes to wait for before the first placement.")] = 0,
+    json: Json = False,
+) -> None:
+    """Run the coordinator of a cluster on this machine; `spacegrid up` starts it."""
+    from spacegrid.config import is_loopback, split_address
+    from spacegrid.coordinator.local_server import main as serve
+
+    with _errors(json):
+        if not is_loopback(split_address(listen)[0]):
+            raise ConfigError(
+                f"listen address {listen!r} is not loopback\nhint: use 127.0.0.1:PORT"
+            )
+        data.mkdir(parents=True, exist_ok=True)
+        _watch_parent()
+        code = serve(
+            [
+                "--file",
+                str(data / "table"),
+                "--listen",
+                listen,
+                "--partitions",
+                str(partitions),
+                "--copies",
+                str(copies),
+                "--min-in-sync",
+                str(min_in_sync or min(copies, 2)),
+                "--nodes",
+                str(nodes or copies),
+            ]
+        )
+        raise typer.Exit(code)
+
+
+@app.command()
+def up(
+    nodes: Annotated[int, typer.Option(min=1, max=64, help="Number of nodes.")] = 3,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_000, help="Port of the first node; 0: free ones.")
+    ] = 7700,
+    data: Annotated[
+        Path, typer.Option(help="Folder of the cluster; a later start goes on from it.")
+    ] = Path("spacegrid-data"),
+    unit: Annotated[
+        list[str] | None, typer.Option(help="Processing unit, module:Class; repeatable.")
+    ] = None,
+    sql: Annotated[str | None, typer.Option(help="Shared SQL sink, sqlite:///PATH.")] = None,
+    lmdb: Annotated[bool, typer.Option("--lmdb/--no-lmdb", help="Keep copies in LMDB.")] = True,
+    partitions: Annotated[
+        int, typer.Option(help="Partition count, set when the space is created.")
+    ] = PARTITIONS_DEFAULT,
+    copies: Annotated[int | None, typer.Option(help="Copies of each partition; default 2.")] = None,
+    min_in_sync: Annotated[
+        int, typer.Option(help="Copies that must hold a write; 0: the smaller of copies and 2.")
+    ] = 0,
+    fresh: Annotated[bool, typer.Option(help="Begin anew: what is in --data is deleted.")] = False,
+    json: Json = False,
+) -> None:
+    """Run a cluster on this machine until Ctrl-C, which stops it with all data flushed."""
+    from spacegrid.node.processes import ClusterSettings
+    from spacegrid.node.up import run
+
+    with _errors(json):
+        settings = ClusterSettings(
+            nodes=nodes,
+            data=data.resolve(),
+            port=port,
+            units=unit or (),
+            sql=sql or "",
+            lmdb=lmdb,
+            partitions=partitions,
+            copies=2 if copies is None else copies,
+            min_in_sync=min_in_sync,
+        )
+        raise typer.Exit(run(settings, fresh=fresh, json=json))
+
+
+# ---- data
+
+
+@app.command()
+def put(
+    map: Annotated[str, typer.Argument(help="Name of the map.")],
+    key: Annotated[str, typer.Argument(help="Key; a part in braces routes.")],
+    value: Annotated[str, typer.Argument(help="Value as JSON.")],
+    ttl: Annotated[float | None, typer.Option(help="Seconds to live.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 5.0,
+    at: Address = ADDRESS_DEFAULT,
+    json: Json = False,
+) -> None:
+    """Write one entry."""
+    import msgspec
+
+    with _errors(json):
+        try:
+            decoded = msgspec.json.decode(value)
+        except msgspec.DecodeError as error:
+            raise ConfigError(f"value {value!r} is not JSON: {error}") from None
+        with _grid(at) as grid:
+            version = grid.map(map, key=str, value=Any).put(key, decoded, ttl=ttl, timeout=timeout)
+        _print({"map": map, "key": key, "version": version}, json, lambda: "")
+
+
+@app.command()
+def get(
+    map: Annotated[str, typer.Argument(help="Name of the map.")],
+    key: Annotated[str, typer.Argument(help="Key.")],
+    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 5.0,
+    at: Address = ADDRESS_DEFAULT,
+    json: Json = False,
+) -> None:
+    """Print one entry's value as JSON; exit code 3 when there is none."""
+    with _errors(json):
+        missing = object()
+        with _grid(at) as grid:
+            value = grid.map(map, key=str, value=Any).get(key, missing, timeout=timeout)
+        if value is missing:
+            _print({"map": map, "key": key, "found": False}, json, lambda: "")
+            raise typer.Exit(EXIT_NOTHING)
+        _print(
+            {"map": map, "key": key, "found": True, "value": value},
+            json,
+            lambda: _json_text(value),
+        )
+
+
+@app.command()
+def delete(
+    map: Annotated[str, typer.Argument(help="Name of the map.")],
+    key: Annotated[str, typer.Argument(help="Key.")],
+    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 5.0,
+    at: Address = ADDRESS_DEFAULT,
+    json: Json = False,
+) -> None:
+    """Delete one entry; exit code 3 when there is none."""
+    with _errors(json):
+        with _grid(at) as grid:
+            existed = grid.map(map, key=str, value=Any).delete(key, timeout=timeout)
+        _print({"map": map, "key": key, "existed": existed}, json, lambda: "")
+        if not existed:
+            raise typer.Exit(EXIT_NOTHING)
+
+
+# ---- operation
+
+
+@app.command()
+def status(at: Address = ADDRESS_DEFAULT, json: Json = False) -> None:
+    """Show nodes, primaries, copies, repair and pump lag; exit code 1 when some are unserved."""
+    from spacegrid.node import report
+
+    with _errors(json):
+        document = report.cluster_status(at)
+        _print(document, json, lambda: report.status_text(document))
+        if document["unserved"]:
+            raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def partitions(at: Address = ADDRESS_DEFAULT, json: Json = False) -> None:
+    """List the partitions and where their copies are."""
+    from spacegrid.node import report
+
+    with _errors(json):
+        document = report.partitions(at)
+        _print(document, json, lambda: report.partitions_text(document))
+
+
+@app.command()
+def flush(
+    timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 30.0,
+    at: Address = ADDRESS_DEFAULT,
+    json: Json = False,
+) -> None:
+    """Wait until every node's sinks have what is committed now; exit code 1 when not in time."""
+    from spacegrid.node import report
+
+    with _errors(json):
+        document = report.flush(at, timeout)
+        _print(document, json, lambda: "flushed" if document["complete"] else "not in time")
+        if not document["complete"]:
+            raise typer.Exit(EXIT_FAILED)
+
+
+@app.command()
+def stop(
+    one: Annotated[
+        bool, typer.Option("--node", help="Only the node asked: it hands over and leaves.")
+    ] = False,
+    at: Address = ADDRESS_DEFAULT,
+    json: Json = False,
+) -> None:
+    """Stop the whole cluster in order, with all data flushed; or one node."""
+    from spacegrid.node.admin_client import AdminClient
+
+    with _errors(json), AdminClient(at) as admin:
+        admin.stop(cluster=not one)
+        _print({"stopping": "node" if one else "cluster"}, json, lambda: "stopping")
+
+
+# ---- shared
+
+
+@contextmanager
+def _grid(address: str) -> Iterator[Any]:
+    import spacegrid
+
+    with spacegrid.connect_sync(address) as grid:
+        yield grid
+
+
+@contextmanager
+def _errors(json: bool) -> Iterator[None]:
+    """End with a message and an exit code instead of a traceback, for every error on purpose."""
+    try:
+        yield
+    except SpaceGridError as error:
+        _fail(error, json)
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _fail(error: SpaceGridError, json: bool) -> NoReturn:
+    if json:
+        document = {
+            "error": error.code,
+            "message": str(error),
+            "retryable": error.retryable,
+            "maybe_applied": error.maybe_applied,
+        }
+        typer.echo(_json_text(document), err=True)
+    else:
+        typer.echo(f"error: {error}", err=True)
+    code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
+    raise typer.Exit(EXIT_UNKNOWN if error.maybe_applied else code)
+
+
+def _print(document: Any, json: bool, text: Callable[[], str]) -> None:
+    shown = _json_text(document) if json else text()
+    if shown:
+        sys.stdout.write(shown + "\n")
+        sys.stdout.flush()
+
+
+def _json_text(value: Any) -> str:
+    import msgspec
+
+    return msgspec.json.encode(value).decode()
+
+
+def _watch_parent() -> None:
+    """Stop when the parent that started this process for its own use is gone."""
+    if os.environ.get(WATCH_PARENT):
+        from spacegrid.node.processes import stop_with_parent
+
+        stop_with_parent()

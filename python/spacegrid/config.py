@@ -1,0 +1,311 @@
+"""Settings of a node: one table, four sources, checked once.
+
+A setting is taken from the first source that has it: command-line flags, environment (`SPACEGRID_`
+and the name in capitals), the TOML file (`[node]` table, or the top level), the default. Invariant:
+a `NodeConfig` that exists is valid; everything after it may trust its values. Errors name the
+setting, where it came from, the value and the limit. Called by `cli` and by `testing`; imports
+nothing that is slow to import.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from spacegrid.errors import ConfigError
+
+ADDRESS_DEFAULT: Final = "127.0.0.1:7700"
+COORDINATOR_SCHEME: Final = "local://"
+PARTITIONS_DEFAULT: Final = 1024
+PARTITIONS_MAX: Final = 65_535
+COPIES_MAX: Final = 7
+NAME_BYTES_MAX: Final = 255
+BATCH_RECORDS_MAX: Final = 10_000
+INTERVAL_S_MAX: Final = 3600.0
+ENVIRONMENT_PREFIX: Final = "SPACEGRID_"
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("console", "json")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*\Z")
+_SIZE = re.compile(r"(\d+)\s*([kmgt]?)(i?)b?\Z", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeConfig:
+    """Everything a node is told before it starts.
+
+    Attributes:
+        name: Node name, unique in the cluster; empty: `node-` and the port.
+        listen: host:port to listen on; port 0 takes a free one. Loopback only.
+        coordinator: `local://host:port`; empty: a lone node, its own authority.
+        data: Folder for everything the node keeps on disk; none: nothing is kept.
+        units: Processing units to install, each `module:Class`.
+        sql: URL of the shared SQL sink; empty: none.
+        lmdb: Whether every copy is also kept in LMDB under `data`; only with `data`.
+        quota_bytes: Memory for entries and records; 0: no quota.
+        log_bytes: Memory for the records that copies and sinks still need.
+        partitions: Partition count of a lone node; a cluster's is the coordinator's.
+        copies: Copies wanted by a lone node.
+        min_in_sync: Copies that must hold a write before it is acknowledged; 0: the smaller of
+            `copies` and 2.
+        pump_batch_records: Records in one batch to a sink at most.
+        pump_interval_s: Seconds a sink may lag behind before a batch that is not full is written.
+        switch_interval_s: Seconds the interpreter lets a thread run on while another waits.
+        drain_timeout_s: Seconds a draining node waits for its partitions to move.
+        log_level: debug, info, warning or error.
+        log_format: console or json.
+    """
+
+    name: str = ""
+    listen: str = ADDRESS_DEFAULT
+    coordinator: str = ""
+    data: Path | None = None
+    units: tuple[str, ...] = ()
+    sql: str = ""
+    lmdb: bool = True
+    quota_bytes: int = 0
+    log_bytes: int = 64 << 20
+    partitions: int = PARTITIONS_DEFAULT
+    copies: int = 2
+    min_in_sync: int = 0
+    pump_batch_records: int = 1000
+    pump_interval_s: float = 5.0
+    switch_interval_s: float = 0.0001
+    drain_timeout_s: float = 30.0
+    log_level: str = "info"
+    log_format: str = "console"
+
+    @property
+    def listen_host(self) -> str:
+        """Host part of `listen`."""
+        return split_address(self.listen)[0]
+
+    @property
+    def listen_port(self) -> int:
+        """Port part of `listen`; 0 takes a free one."""
+        return split_address(self.listen)[1]
+
+    @property
+    def write_copies(self) -> int:
+        """Copies a write needs, with the default worked out."""
+        return self.min_in_sync or min(self.copies, 2)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split host:port; brackets around an IPv6 host are taken off.
+
+    Raises:
+        ConfigError: No port, or one outside 0..65,535.
+    """
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ConfigError(f"address {address!r} is not host:port with a port of at most 65535")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether every address that a host name stands for is this machine's own loopback."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return bool(found) and all(ipaddress.ip_address(str(i[4][0])).is_loopback for i in found)
+
+
+def parse_size(text: str | int) -> int:
+    """Read a size in bytes: a number, or one with k, M, G or T (times 1,000) or Ki, Mi, Gi, Ti
+    (times 1,024).
+    """
+    if isinstance(text, int):
+        return text
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise ConfigError(f"size {text!r} is not a number of bytes such as 1000000, 512MiB or 2GB")
+    power = " kmgt".index(match[2].lower() or " ")
+    size: int = int(match[1]) * (1024 if match[3] else 1000) ** power
+    return size
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"{value!r} is not text")
+    return value
+
+
+def _flag(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("0", "false", "no", "off"):
+        return False
+    raise ConfigError(f"{value!r} is not one of true, false")
+
+
+def _number(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    try:
+        return int(_text(value).replace("_", ""))
+    except ValueError:
+        raise ConfigError(f"{value!r} is not a whole number") from None
+
+
+def _seconds(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{value!r} is not a number of seconds") from None
+
+
+def _path(value: Any) -> Path | None:
+    return Path(value).expanduser() if str(value) else None
+
+
+def _words(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return tuple(word for word in re.split(r"[,\s]+", value) if word)
+    if isinstance(value, Sequence):
+        return tuple(_text(item) for item in value)
+    raise ConfigError(f"{value!r} is not a list of words")
+
+
+_PARSERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "data": _path,
+    "units": _words,
+    "lmdb": _flag,
+    "quota_bytes": parse_size,
+    "log_bytes": parse_size,
+    "partitions": _number,
+    "copies": _number,
+    "min_in_sync": _number,
+    "pump_batch_records": _number,
+    "pump_interval_s": _seconds,
+    "switch_interval_s": _seconds,
+    "drain_timeout_s": _seconds,
+}
+_NAMES: Final = tuple(f.name for f in fields(NodeConfig))
+
+
+def load(
+    flags: Mapping[str, Any],
+    *,
+    environ: Mapping[str, str] | None = None,
+    file: Path | None = None,
+) -> NodeConfig:
+    """Put a node's settings together from flags, environment, file and defaults.
+
+    Args:
+        flags: Settings given on the command line, by field name; None means not given.
+        environ: Environment to look in; None: the process's own.
+        file: TOML file; None: `SPACEGRID_CONFIG`, or no file.
+
+    Raises:
+        ConfigError: A value does not fit; the message names the setting, its source, the value and
+            the limit.
+    """
+    environ = os.environ if environ is None else environ
+    if file is None and environ.get(ENVIRONMENT_PREFIX + "CONFIG"):
+        file = Path(environ[ENVIRONMENT_PREFIX + "CONFIG"])
+    values: dict[str, Any] = {}
+    for name, value in (_read_file(file) if file is not None else {}).items():
+        if name not in _NAMES:
+            raise ConfigError(f"unknown setting {name!r} in {file}; known are {', '.join(_NAMES)}")
+        values[name] = _parsed(name, value, str(file))
+    for name in _NAMES:
+        variable = ENVIRONMENT_PREFIX + name.upper()
+        if variable in environ:
+            values[name] = _parsed(name, environ[variable], variable)
+    for name, value in flags.items():
+        if value is not None:
+            values[name] = _parsed(name, value, "--" + name.replace("_", "-"))
+    return check(NodeConfig(**values))
+
+
+def check(config: NodeConfig) -> NodeConfig:
+    """Return the settings if they are valid.
+
+    Raises:
+        ConfigError: The first setting that is not; the message names the value and the limit.
+    """
+    host, port = split_address(config.listen)
+    if not is_loopback(host):
+        raise ConfigError(
+            f"listen address {config.listen!r} is not loopback: spacegrid has no TLS yet and "
+            "refuses addresses that others can reach\nhint: listen on 127.0.0.1:PORT"
+        )
+    if not config.name:
+        config = _replace(config, name=f"node-{port}" if port else f"node-{os.getpid()}")
+    if not _NAME.match(config.name) or len(config.name.encode()) > NAME_BYTES_MAX:
+        raise ConfigError(
+            f"node name {config.name!r} is not 1 to {NAME_BYTES_MAX} letters, digits, dots, "
+            "dashes and underscores"
+        )
+    if config.coordinator:
+        if not config.coordinator.startswith(COORDINATOR_SCHEME):
+            raise ConfigError(f"coordinator {config.coordinator!r} is not local://host:port")
+        split_address(config.coordinator.removeprefix(COORDINATOR_SCHEME))
+    for unit in config.units:
+        module, colon, name = unit.partition(":")
+        if not (colon and module and name.isidentifier()):
+            raise ConfigError(f"unit {unit!r} is not module:Class")
+    _within("partitions", config.partitions, 1, PARTITIONS_MAX)
+    _within("copies", config.copies, 1, COPIES_MAX)
+    _within("min_in_sync", config.min_in_sync, 0, config.copies)
+    _within("quota_bytes", config.quota_bytes, 0, 1 << 50)
+    _within("log_bytes", config.log_bytes, 1 << 20, 1 << 40)
+    _within("pump_batch_records", config.pump_batch_records, 1, BATCH_RECORDS_MAX)
+    _within("pump_interval_s", config.pump_interval_s, 0.0, INTERVAL_S_MAX)
+    _within("switch_interval_s", config.switch_interval_s, 0.00001, 0.1)
+    _within("drain_timeout_s", config.drain_timeout_s, 0.0, INTERVAL_S_MAX)
+    _one_of("log_level", config.log_level, LOG_LEVELS)
+    _one_of("log_format", config.log_format, LOG_FORMATS)
+    return config
+
+
+def _replace(config: NodeConfig, **changes: Any) -> NodeConfig:
+    return NodeConfig(**{name: getattr(config, name) for name in _NAMES} | changes)
+
+
+def _parsed(name: str, value: Any, source: str) -> Any:
+    try:
+        parse: Callable[[Any], Any] = _PARSERS.get(name, _text)
+        return parse(value)
+    except ConfigError as error:
+        raise ConfigError(f"{name} from {source}: {error}") from None
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as handle:
+            document = tomllib.load(handle)
+    except OSError as error:
+        raise ConfigError(f"can't read the settings file {file}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"settings file {file} is not TOML: {error}") from error
+    table = document.get("node", document)
+    if not isinstance(table, dict):
+        raise ConfigError(f"[node] in {file} is not a table")
+    return table
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ConfigError(f"{name} is {value}, allowed is {low} to {high}")
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} is {value!r}, allowed is one of {', '.join(allowed)}")

@@ -1,0 +1,124 @@
+"""One write in the making: the table as it is, and the entries that one event changes.
+
+However many rules touch an entry within one event, its version grows by one, and its epoch by at
+most one. Who calls: machine/controller.py and the rules beside it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import msgspec
+
+from spacegrid.machine.table import (
+    CopyStore,
+    PartitionEntry,
+    Registration,
+    State,
+    StoredPartition,
+    Table,
+)
+
+__all__ = ["Draft", "Nodes"]
+
+
+class Nodes:
+    """The nodes alive, as the rules ask for them."""
+
+    def __init__(self, registrations: tuple[Registration, ...], drains: frozenset[int]) -> None:
+        """Read the registrations.
+
+        Args:
+            registrations: All nodes alive; what is not here has surely ended.
+            drains: Copies that asked to leave, besides those whose registration says so.
+        """
+        self.live = frozenset(item.incarnation for item in registrations)
+        self.draining = frozenset(
+            item.incarnation
+            for item in registrations
+            if item.draining or item.stopped or item.incarnation in drains
+        )
+        #: Where copies may be put, in order of incarnation; when all drain, nowhere is better.
+        self.placeable = tuple(sorted(self.live - self.draining)) or tuple(sorted(self.live))
+        self._by_store = {item.store: item for item in registrations if item.store}
+        self._stored: dict[bytes, dict[int, StoredPartition]] = {}
+
+    def with_store(self, store: bytes) -> Registration | None:
+        """The live node that has that store now."""
+        return self._by_store.get(store)
+
+    def stored(self, store: bytes, partition: int) -> StoredPartition | None:
+        """What a live node's store holds of a partition after a clean stop."""
+        positions = self._stored.get(store)
+        if positions is None:
+            positions = {item.partition: item for item in self._by_store[store].stored}
+            self._stored[store] = positions
+        return positions.get(partition)
+
+
+class Draft:
+    """Changes on top of a table."""
+
+    def __init__(self, table: Table, stores: tuple[CopyStore, ...], nodes: Nodes) -> None:
+        """Begin with no change.
+
+        Args:
+            table: As it is.
+            stores: Stores of the copies that it names.
+            nodes: Alive now.
+        """
+        self.table = table
+        self.nodes = nodes
+        self.stores = {item.copy: item for item in stores}
+        self.changed: dict[int, PartitionEntry] = {}
+        #: Whether a partition began to be served: the goal has to count it from now on.
+        self.began = False
+        self._primaries: Counter[int] | None = None
+
+    def entry(self, partition: int) -> PartitionEntry:
+        """The entry with what was changed so far."""
+        return self.changed.get(partition) or self.table.entries[partition]
+
+    def version(self, partition: int) -> int:
+        """The version that the entry has if it is changed: the session of what joins now."""
+        return self.table.entries[partition].version + 1
+
+    def change(self, partition: int, **fields: object) -> PartitionEntry:
+        """Change fields of an entry; the version follows by itself.
+
+        Returns:
+            The entry as it is now.
+        """
+        entry = msgspec.structs.replace(
+            self.entry(partition), version=self.version(partition), **fields
+        )
+        self.changed[partition] = entry
+        return entry
+
+    def serve(self, partition: int, primary: int, **fields: object) -> PartitionEntry:
+        """Give a partition a primary in a new epoch, without a hand-over under way."""
+        before = self.entry(partition)
+        if before.state is not State.OK:
+            self.began = True
+        if self._primaries is not None:
+            self._primaries[before.primary] -= 1
+            self._primaries[primary] += 1
+        # A new primary streams from its own log: a join begins again, under a new session.
+        session = self.version(partition)
+        fields.setdefault(
+            "joining",
+            tuple(msgspec.structs.replace(item, session=session) for item in before.joining),
+        )
+        fields.setdefault("epoch", self.table.entries[partition].epoch + 1)
+        return self.change(partition, state=State.OK, primary=primary, target=0, **fields)
+
+    def least_busy(self, copies: tuple[int, ...], preferred: int = 0) -> int:
+        """The copy to be primary: the preferred one, else one that stays and has the fewest."""
+        if preferred in copies:
+            return preferred
+        if self._primaries is None:
+            self._primaries = Counter(
+                self.entry(entry.partition).primary for entry in self.table.entries
+            )
+        counts, draining = self._primaries, self.nodes.draining
+        return min(copies, key=lambda copy: (copy in draining, counts[copy], copy))

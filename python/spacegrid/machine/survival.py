@@ -1,0 +1,161 @@
+"""What becomes of a partition when copies are gone: shrink, promote, recover, or say what is lost.
+
+PROTOCOL.md section 5, (i) to (iv), and section 11. A copy that is not registered has surely ended
+(C5), so nothing here waits for a lease. Simplified, and said honestly: rule (iii), a former copy
+completed from a tail, needs the two logs and is reported as unavailable instead.
+
+Who calls: machine/controller.py.
+"""
+
+from __future__ import annotations
+
+from spacegrid.machine.draft import Draft
+from spacegrid.machine.table import EPOCH_MAX, PartitionEntry, State
+
+__all__ = ["settle"]
+
+
+def settle(draft: Draft) -> None:
+    """Bring every entry in line with the nodes that are alive.
+
+    Cost: one pass over the entries; those that name only live copies cost a set comparison.
+    """
+    live = draft.nodes.live
+    for before in draft.table.entries:
+        entry = draft.changed.get(before.partition) or before
+        if entry.state is State.OK:
+            if live.issuperset(entry.in_sync) and not (
+                (entry.joining or entry.tails) and not live.issuperset(entry.members())
+            ):
+                continue
+            if entry.primary in live:
+                _shrink(draft, entry)
+                continue
+        elif entry.epoch == 0 or entry.state is State.LOST:
+            continue
+        _promote(draft, entry)
+
+
+def _shrink(draft: Draft, entry: PartitionEntry) -> None:
+    """Members died and the primary lives."""
+    live = draft.nodes.live
+    in_sync = tuple(copy for copy in entry.in_sync if copy in live)
+    tails = tuple(tail for tail in entry.tails if tail.copy in live)
+    joining = tuple(item for item in entry.joining if item.copy in live)
+    former = _former(draft, entry, in_sync, bool(tails))
+    if entry.target and entry.target not in live:
+        # It may have stopped for the hand-over, and it resumes only in a newer epoch.
+        draft.serve(
+            entry.partition,
+            entry.primary,
+            in_sync=in_sync,
+            tails=tails,
+            former=former,
+            joining=tuple(item for item in entry.joining if item.copy in live),
+        )
+        return
+    draft.change(entry.partition, in_sync=in_sync, tails=tails, joining=joining, former=former)
+
+
+def _promote(draft: Draft, entry: PartitionEntry) -> None:
+    """There is no live primary."""
+    live, partition = draft.nodes.live, entry.partition
+    in_sync = tuple(copy for copy in entry.in_sync if copy in live)
+    if in_sync:
+        _serve_with(draft, entry, in_sync, entry.target)
+        return
+    # With fewer complete copies than a write needs, and no tail that could have made up for them,
+    # nothing was committed since a former copy was removed: it is as complete as the dead ones.
+    few = len(entry.in_sync) < draft.table.min_in_sync and not entry.tails
+    former = tuple(copy for copy in entry.former if copy in live)
+    if few and former:
+        chosen = draft.least_busy(former)
+        _serve_with(draft, entry, (chosen,), chosen)
+        return
+    state = _recover(draft, entry)
+    if state is State.OK:
+        return
+    if state is State.LOST and former and any(tail.copy in live for tail in entry.tails):
+        state = State.UNAVAILABLE
+    if state is not entry.state:
+        draft.change(partition, state=state, primary=0, target=0, joining=())
+
+
+def _serve_with(
+    draft: Draft, entry: PartitionEntry, in_sync: tuple[int, ...], preferred: int
+) -> None:
+    live, session = draft.nodes.live, draft.version(entry.partition)
+    tails = tuple(tail for tail in entry.tails if tail.copy in live)
+    joining = tuple(
+        type(item)(item.copy, session)
+        for item in entry.joining
+        if item.copy in live and item.copy not in in_sync
+    )
+    draft.serve(
+        entry.partition,
+        draft.least_busy(in_sync, preferred),
+        in_sync=in_sync,
+        tails=tails,
+        joining=joining,
+        former=_former(draft, entry, in_sync, bool(tails)),
+    )
+
+
+def _former(
+    draft: Draft, entry: PartitionEntry, in_sync: tuple[int, ...], tails: bool
+) -> tuple[int, ...]:
+    """The complete copies that were removed and that nothing was committed after.
+
+    Args:
+        draft: Where ``min_in_sync`` is.
+        entry: Before the removal.
+        in_sync: After it.
+        tails: Whether a tail is left.
+    """
+    if len(in_sync) >= draft.table.min_in_sync or (entry.tails and not tails):
+        return ()
+    known = (*entry.former, *entry.in_sync)
+    return tuple(copy for copy in dict.fromkeys(known) if copy not in in_sync)
+
+
+def _recover(draft: Draft, entry: PartitionEntry) -> State:
+    """Look for the last complete copies among the stores of the nodes that registered.
+
+    Candidates are only stores of the last in-sync set, and only after a clean stop. Once all that
+    may come back have reported, the highest position wins, and those that are equal are in sync.
+
+    Returns:
+        OK when it is served again, else how it stands.
+    """
+    found: list[tuple[int, int, int]] = []
+    missing = False
+    for copy in entry.in_sync:
+        known = draft.stores.get(copy)
+        if known is None:
+            continue
+        node = draft.nodes.with_store(known.store)
+        if node is None:
+            missing = missing or not known.crashed
+            continue
+        position = draft.nodes.stored(known.store, entry.partition)
+        if position is not None and not known.crashed:
+            found.append((position.epoch, position.sequence, node.incarnation))
+    if missing:
+        return State.RECOVERING if found else State.UNAVAILABLE
+    if not found:
+        return State.LOST
+    best = max(found)[:2]
+    in_sync = tuple(sorted(item[2] for item in found if item[:2] == best))
+    epoch = max(entry.epoch, best[0]) + 1
+    if epoch > EPOCH_MAX:
+        return State.LOST
+    draft.serve(
+        entry.partition,
+        draft.least_busy(in_sync),
+        in_sync=in_sync,
+        tails=(),
+        joining=(),
+        former=(),
+        epoch=epoch,
+    )
+    return State.OK

@@ -1,0 +1,68 @@
+"""What an operator's side asks nodes: the Admin service as blocking calls. Callers: cli, testing,
+`up`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Self
+
+import grpc
+
+from spacegrid.errors import ConnectionFailed, SpaceGridError
+from spacegrid.transport.channel import CHANNEL_OPTIONS
+from spacegrid.v1 import admin_pb2, admin_pb2_grpc
+
+TIMEOUT_S: Final = 5.0
+
+
+class AdminClient:
+    """One node's Admin service."""
+
+    def __init__(self, address: str, timeout_s: float = TIMEOUT_S) -> None:
+        self.address = address
+        self._timeout_s = timeout_s
+        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stub = admin_pb2_grpc.AdminStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._channel.close()
+
+    def status(self) -> admin_pb2.StatusReply:
+        """The cluster as the node knows it.
+
+        Raises:
+            ConnectionFailed: Nobody answers there, or the node is not ready.
+        """
+        reply: admin_pb2.StatusReply = self._ask(self._stub.Status, admin_pb2.StatusRequest())
+        return reply
+
+    def partitions(self) -> admin_pb2.PartitionsReply:
+        """Every partition's line. Raises as `status`."""
+        reply: admin_pb2.PartitionsReply = self._ask(
+            self._stub.Partitions, admin_pb2.PartitionsRequest()
+        )
+        return reply
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until the node's sinks have what is committed now; whether that came in time."""
+        request = admin_pb2.FlushRequest(timeout_ms=max(1, int(timeout_s * 1000)))
+        reply = self._ask(self._stub.Flush, request, timeout_s + self._timeout_s)
+        return bool(reply.complete)
+
+    def stop(self, *, cluster: bool) -> None:
+        """Stop the node, or the whole cluster. Raises as `status`."""
+        self._ask(self._stub.Stop, admin_pb2.StopRequest(cluster=cluster))
+
+    def _ask(self, method: Any, request: Any, timeout_s: float | None = None) -> Any:
+        try:
+            return method(request, timeout=timeout_s or self._timeout_s)
+        except grpc.RpcError as error:
+            code, details = error.code(), error.details()
+            if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                raise ConnectionFailed(
+                    f"no node answers at {self.address}: {details}", addresses=[self.address]
+                ) from None
+            raise SpaceGridError(f"{self.address}: {code.name}: {details}") from None

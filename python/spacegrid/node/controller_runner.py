@@ -1,0 +1,254 @@
+"""The shell around the controller machine, and the way to it from the other nodes.
+
+Every node has a runner. While the coordinator names this node, the runner feeds the machine with
+what happens and carries out its writes, one at a time; otherwise it forwards what this node's
+primaries ask for to whoever is. Requests that get lost are no harm: the core repeats them until the
+table shows the change. Runs on the grid loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Final
+
+import grpc.aio
+
+from spacegrid import clock
+from spacegrid.coordinator import ControllerChanged, Coordinator
+from spacegrid.errors import SpaceGridError
+from spacegrid.machine.controller import Controller
+from spacegrid.machine.events import (
+    BecameController,
+    Change,
+    ChangeKind,
+    ChangesRequested,
+    ControllerEvent,
+    Deposed,
+    DrainRequested,
+    RegistrationsChanged,
+    TableObserved,
+    WriteDone,
+    WriteRefused,
+    WriteTable,
+)
+from spacegrid.node.log import get_logger
+from spacegrid.node.options import channel_options
+from spacegrid.node.view import ClusterView
+from spacegrid.transport.channel import PROTOCOL_VERSION
+from spacegrid.v1 import peers_pb2, peers_pb2_grpc
+
+if TYPE_CHECKING:
+    from spacegrid._core import ChangeRequest
+
+FORWARD_TIMEOUT_S: Final = 2.0
+
+_log = get_logger("controller")
+
+
+class ControllerRunner:
+    """Runs the controller when this node is it, and talks to it when it is another."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        name: str,
+        incarnation: int,
+        view: ClusterView,
+        fatal: Callable[[BaseException], None],
+    ) -> None:
+        self._coordinator = coordinator
+        self._name = name
+        self._incarnation = incarnation
+        self._view = view
+        self._fatal = fatal
+        self._machine = Controller()
+        self._active = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._channel: tuple[str, grpc.aio.Channel] | None = None
+        self._waiting: dict[tuple[int, int], ChangeRequest] = {}
+        self._forwarding = False
+
+    @property
+    def active(self) -> bool:
+        """Whether this node is the controller."""
+        return self._active
+
+    # ---- what the daemon hears from the coordinator
+
+    def controller_changed(self, event: ControllerChanged) -> None:
+        """Begin or end to be the controller."""
+        if event.incarnation == self._incarnation:
+            self._active = True
+            _log.info("this node is the controller", term=event.term)
+            self._handle(
+                BecameController(
+                    table=self._view.table,
+                    registrations=tuple(self._view.registrations.values()),
+                    term=event.term,
+                    stopping=self._view.stopping,
+                )
+            )
+        elif self._active:
+            self._handle(Deposed())
+            self._active = False
+            _log.info("another node is the controller", incarnation=event.incarnation)
+
+    def registrations_changed(self, event: RegistrationsChanged) -> None:
+        """Tell the machine who is alive."""
+        if self._active:
+            self._handle(event)
+
+    def table_changed(self) -> None:
+        """Tell the machine what the coordinator has."""
+        if self._active:
+            self._handle(TableObserved(self._view.table))
+
+    # ---- what primaries and leaving nodes ask for
+
+    def take_changes(self, sender: int, changes: Sequence[ChangeRequest]) -> bool:
+        """Take requests of a node's primaries; False when this node is not the controller."""
+        if not self._active:
+            return False
+        self._handle(ChangesRequested(changes=tuple(_change(c) for c in changes), sender=sender))
+        return True
+
+    def take_drain(self, sender: int) -> bool:
+        """Take a node's word that it is leaving; False when this node is not the controller."""
+        if not self._active:
+            return False
+        self._handle(DrainRequested(copy=sender))
+        return True
+
+    def request_changes(self, changes: list[ChangeRequest]) -> None:
+        """Ask for changes that this node's core wants, here or at the controller."""
+        if self.take_changes(self._incarnation, changes):
+            return
+        for change in changes:
+            self._waiting[change[0], change[4]] = change
+        if not self._forwarding:
+            self._forwarding = True
+            self._spawn(self._forward())
+
+    async def request_drain(self) -> bool:
+        """Tell the controller that this node is leaving; whether it was heard."""
+        if self.take_drain(self._incarnation):
+            return True
+        stub = self._stub()
+        if stub is None:
+            return False
+        try:
+            reply = await stub.Drain(
+                peers_pb2.DrainRequest(hello=self._hello()), timeout=FORWARD_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError:
+            return False
+        return bool(reply.accepted)
+
+    async def close(self) -> None:
+        """Stop; a write under way ends as it ends."""
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+        for task in list(self._tasks):
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        if self._channel is not None:
+            await self._channel[1].close()
+
+    # ---- inside
+
+    def _handle(self, event: ControllerEvent) -> None:
+        try:
+            effects = self._machine.handle(event, clock.monotonic_ms())
+        except BaseException as error:
+            self._fatal(error)
+            raise
+        for effect in effects:
+            self._spawn(self._write(effect))
+
+    async def _write(self, effect: WriteTable) -> None:
+        try:
+            result = await self._coordinator.write(
+                effect.term, effect.expected_revision, effect.entries
+            )
+        except SpaceGridError as error:
+            _log.warning("the table could not be written", error=str(error))
+            self._handle(WriteRefused())
+            return
+        self._handle(WriteDone(result.revision) if result.accepted else WriteRefused())
+
+    async def _forward(self) -> None:
+        try:
+            while self._waiting:
+                changes, self._waiting = list(self._waiting.values()), {}
+                if self.take_changes(self._incarnation, changes):
+                    continue
+                stub = self._stub()
+                if stub is None:
+                    return
+                with contextlib.suppress(grpc.aio.AioRpcError):
+                    await stub.RequestChanges(
+                        peers_pb2.ChangesRequest(
+                            hello=self._hello(), changes=[_message(c) for c in changes]
+                        ),
+                        timeout=FORWARD_TIMEOUT_S,
+                    )
+        finally:
+            self._forwarding = False
+
+    def _hello(self) -> peers_pb2.PeerHello:
+        return peers_pb2.PeerHello(
+            protocol_version=PROTOCOL_VERSION,
+            cluster_id=self._view.life,
+            node=self._name,
+            incarnation=self._incarnation,
+            receiver=self._view.controller.incarnation,
+        )
+
+    def _stub(self) -> peers_pb2_grpc.PeersAsyncStub | None:
+        """The controller's service; None while nobody is controller."""
+        registration = self._view.registrations.get(self._view.controller.incarnation)
+        if registration is None:
+            return None
+        if self._channel is None or self._channel[0] != registration.address:
+            old = self._channel
+            channel = grpc.aio.insecure_channel(registration.address, options=channel_options())
+            self._channel = (registration.address, channel)
+            if old is not None:
+                self._spawn(old[1].close())
+        return peers_pb2_grpc.PeersStub(self._channel[1])
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def _change(change: ChangeRequest) -> Change:
+    partition, epoch, version, kind, copy, from_epoch, from_sequence = change
+    return Change(
+        partition=partition,
+        epoch=epoch,
+        version=version,
+        kind=ChangeKind(kind),
+        copy=copy,
+        from_epoch=from_epoch,
+        from_sequence=from_sequence,
+    )
+
+
+def _message(change: ChangeRequest) -> peers_pb2.ChangeRequest:
+    partition, epoch, version, kind, copy, from_epoch, from_sequence = change
+    return peers_pb2.ChangeRequest(
+        partition=partition,
+        epoch=epoch,
+        version=version,
+        kind=peers_pb2.ChangeKind.ValueType(kind),
+        copy=copy,
+        from_epoch=from_epoch,
+        from_sequence=from_sequence,
+    )

@@ -1,0 +1,519 @@
+"""The node daemon: one process, its grid loop, and its life from starting to stopped.
+
+The grid loop runs on the main thread and is alone in touching gRPC: servers, links to peers, the
+coordinator's stream, the node's own client and the core's effects. Units run on a thread of their
+own, each pump on another.
+
+Life: *starting* (port bound, registered, store loaded) -> *ready* (table applied, units and pumps
+    run) -> *draining* (SIGTERM: the controller moves what this node owns) -> *stopped*. A stop of
+    the whole cluster moves nothing: everyone finishes what is in flight, flushes, and marks its
+    store as clean.
+
+Invariants: nothing is served before the first table is applied; a registration that the coordinator
+    ended, a panic of the core or an error in the effects loop ends the process at once and loudly,
+    since the rest of the cluster has moved on or may not trust this node's memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from typing import TYPE_CHECKING, Final
+
+import grpc.aio
+import msgspec
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from spacegrid import clock
+from spacegrid._core import Node
+from spacegrid.config import NodeConfig
+from spacegrid.coordinator import (
+    ControllerChanged,
+    Coordinator,
+    CoordinatorEvent,
+    RegistrationEnded,
+    RegistrationsChanged,
+    TableChanged,
+)
+from spacegrid.errors import ConfigError, SpaceGridError
+from spacegrid.machine.table import Registration, core_entry
+from spacegrid.node.controller_runner import ControllerRunner
+from spacegrid.node.engine import Engine
+from spacegrid.node.installed import declared_maps, load_units, route_arguments
+from spacegrid.node.internal import InternalClient
+from spacegrid.node.log import get_logger
+from spacegrid.node.options import server_options
+from spacegrid.node.peers import Peer, PeerLinks
+from spacegrid.node.servers.admin import AdminService
+from spacegrid.node.servers.data import DataService
+from spacegrid.node.servers.peers import PeersService
+from spacegrid.node.servers.units import UnitsService
+from spacegrid.node.sinks import open_shared_sink
+from spacegrid.node.store import NodeStore
+from spacegrid.node.view import ClusterView
+from spacegrid.pump import Pump
+from spacegrid.unit.host import UnitHost
+from spacegrid.v1 import admin_pb2_grpc, data_pb2_grpc, peers_pb2_grpc, units_pb2_grpc
+from spacegrid.wire.status import Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from spacegrid._core import Turn
+    from spacegrid.unit.turn import OutgoingCall
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_ENDED: Final = 3
+"""The coordinator ended this node's registration."""
+EXIT_BUG: Final = 70
+IDLE_TIMEOUT_S: Final = 20.0
+FLUSH_TIMEOUT_S: Final = 60.0
+POLL_S: Final = 0.02
+SETTLE_S: Final = 0.1
+"""A few ticks, in which backups hear of the last commits."""
+SERVER_GRACE_S: Final = 0.5
+
+_log = get_logger("node")
+
+
+class Daemon:
+    """One node of a cluster, or a lone node.
+
+    Attributes:
+        config: Its settings.
+        address: host:port it listens on, once bound.
+        state: starting, ready, draining or stopped.
+        incarnation: Given by the coordinator.
+        pumps: Label (lmdb, sql) to pump.
+    """
+
+    engine: Engine
+    view: ClusterView
+    controller: ControllerRunner
+    internal: InternalClient
+
+    def __init__(self, config: NodeConfig, coordinator: Coordinator) -> None:
+        self.config = config
+        self.address = ""
+        self.state = "starting"
+        self.incarnation = 0
+        self.serving = False
+        self.known = False
+        self.pumps: dict[str, Pump] = {}
+        self._coordinator = coordinator
+        self._units = load_units(config.units)
+        self._routes = route_arguments(self._units)
+        self._host: UnitHost | None = None
+        self._store = NodeStore(config.data) if config.data and config.lmdb else None
+        self._links: PeerLinks | None = None
+        self._server: grpc.aio.Server | None = None
+        self._health = health.aio.HealthServicer()
+        self._registration = Registration(name=config.name)
+        self._stop = asyncio.Event()
+        self._cluster_stops = False
+        self._ended: str | None = None
+
+    # ---- life
+
+    async def run(self, on_ready: Callable[[Daemon], None]) -> int:
+        """Serve until told to stop; the process's exit code.
+
+        Args:
+            on_ready: Called once when everything runs.
+
+        Raises:
+            SpaceGridError: It could not start.
+        """
+        await self._bind()
+        try:
+            await self._join()
+            events = asyncio.get_running_loop().create_task(self._follow())
+            await self._start_rest()
+            on_ready(self)
+            await self._stop.wait()
+            if self._ended is None:
+                await self._leave()
+            else:
+                _log.error("the coordinator ended this node", reason=self._ended)
+            events.cancel()
+        finally:
+            await self._close()
+        return EXIT_OK if self._ended is None else EXIT_ENDED
+
+    def request_stop(self) -> None:
+        """Stop in order: drain, or end with the cluster where that is stopping."""
+        self._stop.set()
+
+    async def stop_cluster(self) -> None:
+        """Stop the whole cluster; this node with it."""
+        if self.config.coordinator:
+            await self._coordinator.stop_cluster()
+        else:
+            self._cluster_stops = True
+            self._stop.set()
+
+    def route_argument(self, handler: str) -> str | None:
+        """Argument that carries a handler's routing key; None: no such handler here."""
+        return self._routes.get(handler)
+
+    async def flush(self, timeout_s: float) -> bool:
+        """Wait until every sink has what is committed now; whether that came in time."""
+        done = await asyncio.gather(
+            *(asyncio.to_thread(pump.flush, timeout_s) for pump in self.pumps.values())
+        )
+        return all(done)
+
+    # ---- start
+
+    async def _bind(self) -> None:
+        server = grpc.aio.server(options=server_options())
+        data_pb2_grpc.add_DataServicer_to_server(DataService(self), server)
+        units_pb2_grpc.add_UnitsServicer_to_server(UnitsService(self), server)
+        peers_pb2_grpc.add_PeersServicer_to_server(PeersService(self), server)
+        admin_pb2_grpc.add_AdminServicer_to_server(AdminService(self), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        try:
+            port = server.add_insecure_port(self.config.listen)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"can't listen on {self.config.listen}: {error}\nhint: is another node there?"
+            ) from error
+        self.address = f"{self.config.listen_host}:{port}"
+        self._server = server
+        await self._set_health(False)
+        await server.start()
+
+    async def _join(self) -> None:
+        store = self._store
+        registration = Registration(
+            name=self.config.name,
+            address=self.address,
+            pid=os.getpid(),
+            store=store.store_id if store else b"",
+            stored=store.stored if store else (),
+        )
+        self._registration = await self._coordinator.join(registration)
+        self.incarnation = self._registration.incarnation
+        table = self._coordinator.table
+        _log.info(
+            "registered",
+            incarnation=self.incarnation,
+            cluster=table.life.hex(),
+            partitions=table.partition_count,
+        )
+        self.view = ClusterView(table)
+        node = Node(
+            self.incarnation,
+            table.partition_count,
+            min_in_sync=table.min_in_sync,
+            quota_bytes=self.config.quota_bytes,
+            log_bytes=self.config.log_bytes,
+            shared_sink=bool(self.config.sql),
+            local_sink=store is not None,
+        )
+        if store is not None:
+            store.attach(table)
+            count = store.load_into(node)
+            if store.stored:
+                _log.info("loaded from disk", partitions=len(store.stored), entries=count)
+        self.engine = Engine(node, die)
+        self.engine.start(asyncio.get_running_loop())
+        self._links = PeerLinks(self.config.name, self.incarnation, table.life, self.engine)
+        self.engine.peer_frame = self._links.frame
+        self.controller = ControllerRunner(
+            self._coordinator, self.config.name, self.incarnation, self.view, die
+        )
+        self.engine.changes = self.controller.request_changes
+        self.internal = InternalClient(
+            self.incarnation << 32 | 1,
+            table.partition_count,
+            table.life,
+            self.engine,
+            self._calls_done,
+        )
+        self.known = True
+
+    async def _start_rest(self) -> None:
+        node, engine = self.engine.node, self.engine
+        if self._units:
+            host = UnitHost(node, self._units, self.internal.submit_calls, engine.wake)
+            await asyncio.to_thread(host.start)
+            self._host = host
+            engine.units = host
+        else:
+            engine.units = _NoUnits(engine)
+        if self._store is not None and self._store.sink is not None:
+            self._add_pump("lmdb", Pump(node, self._store.sink, name="local"))
+        if self.config.sql:
+            sink = open_shared_sink(
+                self.config.sql,
+                life=self.view.life,
+                owner=self.incarnation,
+                partition_count=self.view.table.partition_count,
+                maps=declared_maps(self._units),
+            )
+            self._add_pump(
+                "sql",
+                Pump(
+                    node,
+                    sink,
+                    name="shared",
+                    batch_records=self.config.pump_batch_records,
+                    interval_s=self.config.pump_interval_s,
+                ),
+            )
+        engine.pumps = tuple(self.pumps.values())
+        self._warn_when_alone()
+        # From here on the table may be applied: units and pumps are there for what it brings.
+        self._apply(None)
+        self.serving = True
+        self.state = "ready"
+        self._update_links()
+        await self._set_health(True)
+        _log.info("ready", address=self.address)
+
+    def _add_pump(self, label: str, pump: Pump) -> None:
+        pump.start()
+        self.pumps[label] = pump
+
+    def _warn_when_alone(self) -> None:
+        table = self.view.table
+        if not self.config.coordinator and table.min_in_sync > 1:
+            _log.warning(
+                "a lone node refuses writes: a write needs copies on other nodes; start it with "
+                "--copies 1 to accept writes that live on this node only",
+                copies=table.copies,
+                min_in_sync=table.min_in_sync,
+            )
+
+    def _calls_done(self, batch: list[tuple[OutgoingCall, int, bytes]]) -> None:
+        if self._host is not None:
+            self._host.calls_done(batch)
+
+    # ---- what the coordinator says
+
+    async def _follow(self) -> None:
+        try:
+            async for event in self._coordinator.events():
+                self._hear(event)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            die(error)
+
+    def _hear(self, event: CoordinatorEvent) -> None:
+        match event:
+            case TableChanged(table, changed):
+                if table.revision < self.view.table.revision:
+                    return
+                self.view.set_table(table)
+                if self.serving:
+                    self._apply(changed)
+                self.controller.table_changed()
+            case RegistrationsChanged(registrations, stopping):
+                self.view.set_registrations(registrations)
+                self.view.stopping = stopping
+                if self.serving:
+                    self._update_links()
+                self.controller.registrations_changed(event)
+                if stopping:
+                    self._cluster_stops = True
+                    self._stop.set()
+            case ControllerChanged():
+                self.view.controller = event
+                self.controller.controller_changed(event)
+            case RegistrationEnded(reason):
+                self._ended = reason
+                self._stop.set()
+
+    def _apply(self, changed: tuple[int, ...] | None) -> None:
+        """Give the core and the node's own client the table, or the entries of it that changed."""
+        table = self.view.table
+        entries = table.entries if changed is None else [table.entries[p] for p in changed]
+        try:
+            self.engine.node.apply_table(
+                table.revision, [core_entry(entry) for entry in entries], clock.now_ms()
+            )
+        except BaseException as error:
+            die(error)
+        self._set_routes()
+        self.engine.soon()
+
+    def _set_routes(self) -> None:
+        table = self.view.table
+        addresses = {
+            inc: r.address for inc, r in self.view.registrations.items() if inc != self.incarnation
+        }
+        self.internal.set_routes(table.revision, table.routes(), addresses, self.incarnation)
+
+    def _update_links(self) -> None:
+        if self._links is not None:
+            self._links.update(
+                Peer(r.name, r.address, inc) for inc, r in self.view.registrations.items()
+            )
+        self._set_routes()
+
+    # ---- stop
+
+    async def _leave(self) -> None:
+        """Hand over or keep, flush, and say goodbye; clients are refused step by step."""
+        self.state = "draining"
+        await self._set_health(False)
+        _log.info("stopping", whole_cluster=self._cluster_stops)
+        if not self._cluster_stops:
+            await self._drain()
+        node = self.engine.node
+        node.stop_all()
+        self.engine.soon()
+        if not await self._until(node.idle, IDLE_TIMEOUT_S):
+            _log.warning("requests were still open", seconds=IDLE_TIMEOUT_S)
+        if self._host is not None:
+            await asyncio.to_thread(self._host.stop)
+        await self._all_idle()
+        for label, pump in self.pumps.items():
+            if not await asyncio.to_thread(pump.stop, True, FLUSH_TIMEOUT_S):
+                _log.error("not everything could be written", sink=label, status=str(pump.status()))
+        self.engine.run_effects()
+        with contextlib.suppress(SpaceGridError):
+            self._registration = _changed(self._registration, stopped=True)
+            await self._coordinator.update(self._registration)
+
+    async def _all_idle(self) -> None:
+        """Where the whole cluster stops, wait until no primary waits for this node's copies.
+
+        Each node says that it is idle by draining; its copies on other nodes hear of the last
+        commit with the next ticks.
+        """
+        if not self._cluster_stops or not self.config.coordinator:
+            return
+        self._registration = _changed(self._registration, draining=True)
+        with contextlib.suppress(SpaceGridError):
+            await self._coordinator.update(self._registration)
+        await self._until(
+            lambda: all(r.draining or r.stopped for r in self.view.registrations.values()),
+            IDLE_TIMEOUT_S,
+        )
+        await asyncio.sleep(SETTLE_S)
+
+    async def _drain(self) -> None:
+        """Ask the controller to move what this node owns, and wait until that has happened."""
+        if self.view.alone(self.incarnation):
+            return
+        self._registration = _changed(self._registration, draining=True)
+        try:
+            await self._coordinator.update(self._registration)
+        except SpaceGridError as error:
+            _log.warning("leaving without a hand-over", error=str(error))
+            return
+        await self.controller.request_drain()
+        moved = await self._until(
+            lambda: (
+                not self.view.table.names(self.incarnation)
+                or self._cluster_stops
+                or self.view.alone(self.incarnation)
+            ),
+            self.config.drain_timeout_s,
+        )
+        if not moved:
+            _log.warning("not everything was moved", seconds=self.config.drain_timeout_s)
+
+    async def _until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        deadline = clock.monotonic_s() + timeout_s
+        while not condition():
+            if clock.monotonic_s() > deadline:
+                return False
+            await asyncio.sleep(POLL_S)
+        return True
+
+    async def _close(self) -> None:
+        self.serving = False
+        self.state = "stopped"
+        if self.known:
+            self.internal.close()
+            await self.controller.close()
+            if self._links is not None:
+                await self._links.close()
+            self.engine.stop()
+        if self._server is not None:
+            await self._server.stop(SERVER_GRACE_S)
+        if self._store is not None:
+            self._store.close()
+        await self._coordinator.close()
+
+    async def _set_health(self, serving: bool) -> None:
+        status = health_pb2.HealthCheckResponse
+        value = status.SERVING if serving else status.NOT_SERVING
+        for service in ("", "spacegrid.v1.Data", "spacegrid.v1.Units"):
+            await self._health.set(service, value)
+
+
+class _NoUnits:
+    """Ends turns on a node without units: the handler is not here."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def run(self, turns: list[Turn]) -> None:
+        """Refuse turns."""
+        waiting = list(turns)
+        while waiting:
+            turn = waiting.pop()
+            message = f"no unit is installed here, {turn.handler} can't run".encode()
+            waiting += turn.fail(Status.NO_SUCH_HANDLER, message, clock.now_ms())
+
+    def settled(self, tickets: list[int]) -> None:
+        """Nobody waits for a ticket."""
+
+
+def die(error: BaseException) -> None:
+    """End the process at once: what it holds in memory can't be trusted any more."""
+    sys.stderr.write("spacegrid: a bug ended this node; please report what follows\n")
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(EXIT_BUG)
+
+
+def _changed(registration: Registration, **changes: bool) -> Registration:
+    return msgspec.structs.replace(registration, **changes)
+
+
+def serve(
+    config: NodeConfig,
+    make_coordinator: Callable[[], Coordinator],
+    on_ready: Callable[[Daemon], None],
+) -> int:
+    """Run a node in this process until it is stopped; the exit code.
+
+    Args:
+        config: Its settings.
+        make_coordinator: Makes the way to the authority, on the grid loop.
+        on_ready: Called once when everything runs.
+
+    SIGTERM and the first Ctrl-C stop in order; a second one ends the process at once.
+    """
+    import uvloop
+
+    sys.setswitchinterval(config.switch_interval_s)
+
+    async def main() -> int:
+        daemon = Daemon(config, make_coordinator())
+        stops = 0
+
+        def stop() -> None:
+            nonlocal stops
+            stops += 1
+            if stops > 1:
+                os._exit(EXIT_FAILED)
+            daemon.request_stop()
+
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop)
+        return await daemon.run(on_ready)
+
+    return uvloop.run(main())

@@ -1,0 +1,181 @@
+"""What `spacegrid status` and its kin show: gathered from all nodes, as plain data and as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from spacegrid.errors import ConnectionFailed
+from spacegrid.node.admin_client import AdminClient
+from spacegrid.v1 import admin_pb2
+
+DETAIL_TIMEOUT_S: Final = 2.0
+_MIB: Final = 1 << 20
+
+
+def cluster_status(address: str) -> dict[str, Any]:
+    """Ask one node for the cluster, and every node for itself.
+
+    Raises:
+        ConnectionFailed: Nobody answers at the address.
+    """
+    with AdminClient(address) as admin:
+        reply = admin.status()
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        details = list(pool.map(_details, [node.address for node in reply.nodes]))
+    return {
+        "cluster_id": reply.cluster_id.hex(),
+        "revision": reply.revision,
+        "copies_wanted": reply.copies_wanted,
+        "min_in_sync": reply.min_in_sync,
+        "under_replicated": reply.under_replicated,
+        "unserved": reply.unserved,
+        "lost": list(reply.lost),
+        "nodes": [_node(node, own) for node, own in zip(reply.nodes, details, strict=True)],
+    }
+
+
+def _details(address: str) -> admin_pb2.NodeStatus | None:
+    try:
+        with AdminClient(address, DETAIL_TIMEOUT_S) as admin:
+            return admin.status().self
+    except ConnectionFailed:
+        return None
+
+
+def _node(node: admin_pb2.NodeStatus, own: admin_pb2.NodeStatus | None) -> dict[str, Any]:
+    return {
+        "name": node.name,
+        "address": node.address,
+        "incarnation": node.incarnation,
+        "pid": node.pid,
+        "state": own.state if own else "not answering",
+        "controller": node.controller,
+        "primaries": node.primaries,
+        "copies": node.copies,
+        "memory_bytes": own.memory_bytes if own else None,
+        "quota_bytes": own.quota_bytes if own else None,
+        "entries": own.entries if own else None,
+        "data_folder": own.data_folder if own else "",
+        "pumps": [_pump(pump) for pump in own.pumps] if own else [],
+    }
+
+
+def _pump(pump: admin_pb2.PumpStatus) -> dict[str, Any]:
+    return {
+        "sink": pump.sink,
+        "lag_records": pump.lag_records,
+        "lag_ms": pump.lag_ms,
+        "written_records": pump.written_records,
+        "dead_letters": pump.dead_letters,
+        "error": pump.error,
+    }
+
+
+def status_text(document: dict[str, Any]) -> str:
+    """The status for a person."""
+    rows = [
+        ("node", "address", "pid", "state", "primaries", "copies", "entries", "memory", "pumps")
+    ]
+    for node in document["nodes"]:
+        rows.append(
+            (
+                node["name"] + (" *" if node["controller"] else ""),
+                node["address"],
+                str(node["pid"]),
+                node["state"],
+                str(node["primaries"]),
+                str(node["copies"]),
+                "-" if node["entries"] is None else str(node["entries"]),
+                "-" if node["memory_bytes"] is None else f"{node['memory_bytes'] / _MIB:.1f} MiB",
+                ", ".join(_pump_text(pump) for pump in node["pumps"]) or "-",
+            )
+        )
+    lines = _table(rows)
+    lines.append("* controller")
+    lines.append(
+        f"cluster {document['cluster_id'][:8]}, table revision {document['revision']}, "
+        f"{document['copies_wanted']} copies wanted, a write needs {document['min_in_sync']}"
+    )
+    repair = document["under_replicated"]
+    lines.append(
+        f"repair: {repair} partitions wait for a copy" if repair else "repair: none needed"
+    )
+    if document["unserved"]:
+        lines.append(f"UNSERVED: {document['unserved']} partitions have no primary")
+    if document["lost"]:
+        lines.append(f"LOST: partitions {', '.join(map(str, document['lost']))}")
+    return "\n".join(lines)
+
+
+def _pump_text(pump: dict[str, Any]) -> str:
+    text = f"{pump['sink']} lag {pump['lag_records']}"
+    if pump["dead_letters"]:
+        text += f", {pump['dead_letters']} dead letters"
+    return f"{text} ({pump['error']})" if pump["error"] else text
+
+
+def partitions(address: str) -> dict[str, Any]:
+    """Every partition as one node knows it. Raises as `cluster_status`."""
+    with AdminClient(address) as admin:
+        reply = admin.partitions()
+    return {
+        "revision": reply.revision,
+        "partitions": [
+            {
+                "partition": p.partition,
+                "epoch": p.epoch,
+                "version": p.version,
+                "state": p.state,
+                "primary": p.primary,
+                "in_sync": list(p.in_sync),
+                "tails": list(p.tails),
+                "joining": list(p.joining),
+            }
+            for p in reply.partitions
+        ],
+    }
+
+
+def partitions_text(document: dict[str, Any]) -> str:
+    """The partitions for a person."""
+    rows = [("partition", "state", "epoch", "primary", "in sync", "tails", "joining")]
+    for p in document["partitions"]:
+        rows.append(
+            (
+                str(p["partition"]),
+                p["state"],
+                str(p["epoch"]),
+                p["primary"] or "-",
+                " ".join(p["in_sync"]) or "-",
+                " ".join(p["tails"]) or "-",
+                " ".join(p["joining"]) or "-",
+            )
+        )
+    return "\n".join(_table(rows))
+
+
+def flush(address: str, timeout_s: float) -> dict[str, Any]:
+    """Have every node write what is committed now. Raises as `cluster_status`."""
+    with AdminClient(address) as admin:
+        addresses = {node.name: node.address for node in admin.status().nodes}
+
+    def flush_one(one: str) -> bool:
+        try:
+            with AdminClient(one) as admin:
+                return admin.flush(timeout_s)
+        except ConnectionFailed:
+            return False
+
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        done = dict(zip(addresses, pool.map(flush_one, addresses.values()), strict=True))
+    return {"complete": all(done.values()), "nodes": done}
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]

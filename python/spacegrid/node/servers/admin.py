@@ -1,0 +1,134 @@
+"""Admin service: what an operator asks a node. Runs on the grid loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+
+from spacegrid.machine.table import PartitionEntry, State
+from spacegrid.v1 import admin_pb2, admin_pb2_grpc
+
+if TYPE_CHECKING:
+    from spacegrid.node.daemon import Daemon
+
+FLUSH_TIMEOUT_MS: Final = 30_000
+_STATES: Final = {
+    State.OK: "ok",
+    State.RECOVERING: "recovering",
+    State.UNAVAILABLE: "unavailable",
+    State.LOST: "lost",
+}
+
+
+class AdminService(admin_pb2_grpc.AdminServicer):
+    """Admin for one node."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._daemon = daemon
+
+    async def Status(self, request: admin_pb2.StatusRequest, context: Any) -> admin_pb2.StatusReply:
+        """The cluster as this node knows it, and the node itself in detail."""
+        await self._known(context)
+        daemon = self._daemon
+        view = daemon.view
+        counts = view.table.counts()
+        nodes = [
+            admin_pb2.NodeStatus(
+                name=r.name,
+                address=r.address,
+                incarnation=inc,
+                pid=r.pid,
+                state="draining" if r.draining else "stopped" if r.stopped else "ready",
+                controller=inc == view.controller.incarnation,
+                primaries=counts.primaries.get(inc, 0),
+                copies=counts.copies.get(inc, 0),
+            )
+            for inc, r in sorted(view.registrations.items())
+        ]
+        return admin_pb2.StatusReply(
+            cluster_id=view.life,
+            revision=view.table.revision,
+            copies_wanted=view.table.copies,
+            min_in_sync=view.table.min_in_sync,
+            self=self._own_status(counts.primaries, counts.copies),
+            nodes=nodes,
+            under_replicated=counts.under_replicated,
+            unserved=counts.unserved,
+            lost=counts.lost,
+        )
+
+    def _own_status(self, primaries: Any, copies: Any) -> admin_pb2.NodeStatus:
+        daemon = self._daemon
+        core = daemon.engine.node.status()
+        return admin_pb2.NodeStatus(
+            name=daemon.config.name,
+            address=daemon.address,
+            incarnation=daemon.incarnation,
+            pid=os.getpid(),
+            state=daemon.state,
+            controller=daemon.view.controller.incarnation == daemon.incarnation,
+            primaries=primaries.get(daemon.incarnation, 0),
+            copies=copies.get(daemon.incarnation, 0),
+            memory_bytes=core.get("memory_bytes", 0),
+            quota_bytes=core.get("quota_bytes", 0),
+            entries=core.get("entries", 0),
+            pumps=[_pump_status(label, pump) for label, pump in daemon.pumps.items()],
+            data_folder=str(daemon.config.data or ""),
+        )
+
+    async def Partitions(
+        self, request: admin_pb2.PartitionsRequest, context: Any
+    ) -> admin_pb2.PartitionsReply:
+        """One line a partition."""
+        await self._known(context)
+        table = self._daemon.view.table
+        return admin_pb2.PartitionsReply(
+            revision=table.revision, partitions=[self._partition(e) for e in table.entries]
+        )
+
+    def _partition(self, entry: PartitionEntry) -> admin_pb2.PartitionStatus:
+        name = self._daemon.view.name
+        return admin_pb2.PartitionStatus(
+            partition=entry.partition,
+            epoch=entry.epoch,
+            version=entry.version,
+            state=_STATES[entry.state],
+            primary=name(entry.primary) if entry.primary else "",
+            in_sync=[name(copy) for copy in entry.in_sync],
+            joining=[name(joining.copy) for joining in entry.joining],
+            tails=[name(tail.copy) for tail in entry.tails],
+        )
+
+    async def Flush(self, request: admin_pb2.FlushRequest, context: Any) -> admin_pb2.FlushReply:
+        """Wait until every sink of this node has what is committed now."""
+        timeout_s = (request.timeout_ms or FLUSH_TIMEOUT_MS) / 1000
+        return admin_pb2.FlushReply(complete=await self._daemon.flush(timeout_s))
+
+    async def Stop(self, request: admin_pb2.StopRequest, context: Any) -> admin_pb2.StopReply:
+        """Stop this node (it drains), or the whole cluster (data stays where it is)."""
+        if request.cluster:
+            await self._daemon.stop_cluster()
+        else:
+            asyncio.get_running_loop().call_soon(self._daemon.request_stop)
+        return admin_pb2.StopReply()
+
+    async def _known(self, context: Any) -> None:
+        if not self._daemon.known:
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE, f"this node is {self._daemon.state}: no table yet"
+            )
+
+
+def _pump_status(label: str, pump: Any) -> admin_pb2.PumpStatus:
+    status = pump.status()
+    return admin_pb2.PumpStatus(
+        sink=label,
+        lag_records=status.lag_records,
+        lag_ms=status.lag_ms,
+        written_records=status.written_records,
+        dead_letters=status.parked_count,
+        error=status.error or "",
+    )

@@ -1,0 +1,76 @@
+"""What a node knows of its cluster: the newest table, who is alive, who is controller.
+
+Filled by the daemon from the coordinator's events; read by servers, links and the internal client.
+Nothing here decides anything. Used on the grid loop only.
+"""
+
+from __future__ import annotations
+
+from spacegrid.coordinator import ControllerChanged
+from spacegrid.machine.table import Registration, Table
+from spacegrid.v1 import data_pb2
+
+
+class ClusterView:
+    """The cluster as this node last heard of it.
+
+    Attributes:
+        table: Newest ownership table.
+        registrations: Incarnation to registration of each node alive.
+        controller: Who may write the table.
+        stopping: Whether the whole cluster is stopping.
+    """
+
+    def __init__(self, table: Table) -> None:
+        self.table = table
+        self.registrations: dict[int, Registration] = {}
+        self.controller = ControllerChanged(incarnation=0, term=0)
+        self.stopping = False
+        self._names: dict[int, str] = {}
+        self._routes: data_pb2.Routes | None = None
+
+    @property
+    def life(self) -> bytes:
+        """Id of the cluster, 16 bytes."""
+        return self.table.life
+
+    def set_table(self, table: Table) -> None:
+        """Take a newer table."""
+        self.table = table
+        self._routes = None
+
+    def set_registrations(self, registrations: tuple[Registration, ...]) -> None:
+        """Take who is alive now."""
+        self.registrations = {r.incarnation: r for r in registrations}
+        self._names.update((r.incarnation, r.name) for r in registrations)
+        self._routes = None
+
+    def name(self, incarnation: int) -> str:
+        """Name of a node, also of one that is gone; its number where nothing is known of it."""
+        return self._names.get(incarnation) or f"#{incarnation}"
+
+    def routes(self) -> data_pb2.Routes:
+        """The routing table for clients; nodes that are gone have no partitions."""
+        if self._routes is None:
+            index = {inc: n for n, inc in enumerate(sorted(self.registrations), start=1)}
+            self._routes = data_pb2.Routes(
+                revision=self.table.revision,
+                nodes=[
+                    data_pb2.RouteNode(
+                        name=self.registrations[inc].name,
+                        address=self.registrations[inc].address,
+                        incarnation=inc,
+                    )
+                    for inc in index
+                ],
+                primaries=[index.get(primary, 0) for primary in self.table.routes()],
+            )
+        return self._routes
+
+    def alone(self, incarnation: int) -> bool:
+        """Whether no other node could take over what this one holds."""
+        return not any(
+            not r.draining and not r.stopped
+            for inc, r in self.registrations.items()
+            if inc != incarnation
+        )
