@@ -16,6 +16,7 @@ pub mod key;
 pub mod limits;
 pub mod log;
 pub mod record;
+pub mod replica;
 pub mod ring;
 pub mod store;
 pub mod table;

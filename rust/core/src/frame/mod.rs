@@ -7,6 +7,7 @@
 //!
 //! Callers: [`client`](crate::client) and the replica; `rust/py` for debugging views.
 
+pub mod peer;
 pub mod reply;
 pub mod request;
 pub mod scan;

@@ -1,0 +1,194 @@
+//! The follower's half of replication: backups, tails and joining copies.
+//!
+//! Takes records only from the primary of the epoch its own table names, and only what follows its
+//! own log; where the logs differ it cuts back to where they agree, never at or below its commit
+//! position. A commit position counts for the prefix that was verified in this epoch and no further.
+//! Callers: `node` for frames, `partition` for new table entries.
+
+use super::commit::Links;
+use super::effects::Out;
+use super::ownership::Role;
+use super::partition::Partition;
+use crate::frame::peer::{Header, Records};
+use crate::record::{Position, decode};
+
+/// What a follower knows about its place.
+#[derive(Debug, Default)]
+pub struct Following {
+    /// Session of the join that this copy's data belongs to; 0 when it was complete from the start.
+    pub(super) session: u64,
+    /// The log up to here agrees with the primary of this epoch.
+    pub(super) verified: u64,
+    /// An answer is due: position and whether it matched.
+    pub(super) answer: Option<(Position, bool)>,
+    /// The tables miss a snapshot that is on its way.
+    pub(super) incomplete: bool,
+    /// Next piece of the snapshot.
+    pub(super) next_chunk: u32,
+    /// The last piece is in; the copy is complete once it has committed this much.
+    pub(super) complete_at: Option<u64>,
+    /// An acknowledgement of a piece is due.
+    pub(super) chunk_ack: Option<u32>,
+    /// Every shared sink has the records up to here.
+    pub(super) trim: u64,
+}
+
+impl Following {
+    /// Whether entries of a snapshot may arrive behind newer records.
+    #[inline]
+    pub(super) fn merging(&self) -> bool {
+        self.incomplete
+    }
+}
+
+impl Partition {
+    /// The table makes this copy a follower, or confirms it.
+    pub(super) fn follow(&mut self, before: Role, new_epoch: bool, out: &mut Out) {
+        let follower = matches!(before, Role::Backup | Role::Tail | Role::Joining);
+        if self.role == Role::Backup {
+            if self.following.incomplete && self.following.complete_at.is_none() {
+                self.fail("named in sync before its snapshot was complete".into());
+            }
+            if self.following.incomplete {
+                self.following.incomplete = false;
+                self.store.drop_tombstones();
+            }
+            if new_epoch {
+                self.following.session = 0;
+            }
+        }
+        if new_epoch || !follower {
+            self.following.verified = self.commit;
+            // A new primary begins the snapshot again.
+            self.following.next_chunk = 0;
+            self.following.complete_at = None;
+            self.greet();
+        }
+        self.mark_dirty(out);
+    }
+
+    /// Tell the primary where this copy's log ends, so that it goes on from there.
+    pub(super) fn greet(&mut self) {
+        if matches!(self.role, Role::Backup | Role::Tail) {
+            self.following.answer = Some((self.log.last(), false));
+        }
+    }
+
+    /// Whether a message from `copy` comes from the primary that this copy follows.
+    pub(super) fn follows(&self, copy: u64, header: Header) -> bool {
+        let primary = self.entry.as_ref().map_or(0, |entry| entry.primary);
+        matches!(self.role, Role::Backup | Role::Tail | Role::Joining)
+            && self.fault.is_none()
+            && header.epoch == self.epoch()
+            && copy == primary
+    }
+
+    /// Records of the primary, or only its positions.
+    pub fn on_append(
+        &mut self,
+        copy: u64,
+        header: Header,
+        predecessor: Position,
+        commit: Position,
+        trim: u64,
+        records: Records<'_>,
+        out: &mut Out,
+    ) {
+        if !self.follows(copy, header) || header.session != self.following.session {
+            return;
+        }
+        if self.role == Role::Joining && !self.following.incomplete {
+            return; // Not joined: the offer comes first.
+        }
+        let matched = self.take_records(predecessor, records);
+        self.mark_dirty(out);
+        let Some(verified) = matched else {
+            let at = predecessor.sequence.saturating_sub(1).min(self.log.last().sequence);
+            let at = at.max(self.log.base().sequence);
+            let position = self.log.position_of(at).unwrap_or(self.log.base());
+            self.following.answer = Some((position, false));
+            return;
+        };
+        self.following.verified = self.following.verified.max(verified);
+        let position = self.log.position_of(self.following.verified).unwrap_or(self.log.base());
+        self.following.answer = Some((position, true));
+        self.following.trim = self.following.trim.max(trim);
+        self.follow_commit(commit.sequence.min(self.following.verified));
+    }
+
+    /// Append what follows; says up to where the logs agree, or `None` when the predecessor differs.
+    fn take_records(&mut self, predecessor: Position, records: Records<'_>) -> Option<u64> {
+        let base = self.log.base();
+        // Below the base everything is committed, so every primary has the same.
+        let mut verified =
+            if predecessor.sequence < base.sequence { self.commit.min(predecessor.sequence) }
+            else if self.log.contains(predecessor) { predecessor.sequence }
+            else { return None };
+        let mut expected = predecessor.sequence + 1;
+        for bytes in records {
+            let Ok(record) = decode(bytes) else { return Some(verified) };
+            let position = record.position();
+            if position.sequence != expected {
+                return Some(verified);
+            }
+            expected += 1;
+            if position.sequence > base.sequence {
+                match self.log.position_of(position.sequence) {
+                    Some(same) if same == position => {}
+                    Some(_) if position.sequence <= self.commit => {
+                        self.fail(format!("the primary differs at the committed {position:?}"));
+                        return Some(self.commit.min(verified));
+                    }
+                    Some(_) => {
+                        self.log.cut_after(position.sequence - 1);
+                        if self.log.append(position, bytes.into()).is_err() {
+                            return Some(verified);
+                        }
+                    }
+                    None => {
+                        if self.log.append(position, bytes.into()).is_err() {
+                            return Some(verified);
+                        }
+                    }
+                }
+            }
+            verified = position.sequence;
+        }
+        Some(verified)
+    }
+
+    /// Records up to `sequence` are committed: into the tables.
+    fn follow_commit(&mut self, sequence: u64) {
+        if sequence <= self.commit {
+            return;
+        }
+        for next in self.commit + 1..=sequence {
+            self.apply_record(next);
+            self.commit = next;
+        }
+        self.settle_snapshot();
+        if self.log.len() > 256 {
+            self.trim_log();
+        }
+    }
+
+    /// Write the answers that are due.
+    pub(super) fn emit_following(&mut self, links: &mut Links) {
+        if !matches!(self.role, Role::Backup | Role::Tail | Role::Joining) {
+            return;
+        }
+        let Some(entry) = &self.entry else { return };
+        let header = Header {
+            partition: self.index,
+            epoch: entry.epoch,
+            session: self.following.session,
+        };
+        let Some(writer) = links.writer(entry.primary) else { return };
+        if let Some((position, matched)) = self.following.answer.take() {
+            writer.answer(header, position, matched);
+        }
+        if let Some(index) = self.following.chunk_ack.take() {
+            writer.chunk_ack(header, index);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What the data plane wants done: collected per call, handed to the shell in one piece.
+//!
+//! A call into the node works with its own [`Out`]; partitions only ever push into that, so no second
+//! lock is taken while a partition is locked. At the end of the call the node merges it into its
+//! outbox. Callers: `node` and everything below it.
+
+use std::collections::BTreeMap;
+
+use super::request::Origin;
+use super::turn::TurnStart;
+use crate::frame::{Reply, ReplyBuilder};
+
+/// Kinds of changes that a primary asks the controller for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ChangeKind {
+    /// The joining copy has what the primary has: let it count.
+    Tail = 1,
+    /// The tail's snapshot is complete.
+    InSync = 2,
+    /// The partition is stopped and everything in it committed: hand it over.
+    Stopped = 3,
+}
+
+/// A change of one partition's entry in the ownership table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChangeWanted {
+    /// The partition.
+    pub partition: u32,
+    /// Epoch of the entry it refers to.
+    pub epoch: u32,
+    /// Version of the entry it refers to.
+    pub version: u64,
+    /// What is asked for.
+    pub kind: ChangeKind,
+    /// The copy it is about.
+    pub copy: u64,
+    /// For [`ChangeKind::Tail`]: packed position before the first record that the copy has.
+    pub from: u64,
+}
+
+/// Effects of one call, in order.
+#[derive(Debug, Default)]
+pub struct Out {
+    /// Finished reply frames.
+    pub frames: Vec<(u64, Vec<u8>)>,
+    /// Turns to run.
+    pub turns: Vec<TurnStart>,
+    /// Tickets: positive committed, negative cut.
+    pub settled: Vec<i64>,
+    /// Changes to ask for.
+    pub changes: Vec<ChangeWanted>,
+    /// Partitions with something to send to other copies.
+    pub dirty: Vec<u32>,
+    /// Snapshot pieces that are no longer under way: (copy, partition).
+    pub chunks_over: Vec<(u64, u32)>,
+    current: Option<((u64, u64), ReplyBuilder)>,
+    others: BTreeMap<(u64, u64), ReplyBuilder>,
+}
+
+impl Out {
+    /// Nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Answer a request.
+    #[inline]
+    pub fn reply(&mut self, origin: Origin, reply: &Reply<'_>) {
+        let place = (origin.connection, origin.stream);
+        if self.current.as_ref().is_none_or(|(current, _)| *current != place) {
+            self.switch(place);
+        }
+        if let Some((_, builder)) = &mut self.current
+            && let Some(frame) = builder.push(reply)
+        {
+            self.frames.push((origin.connection, frame));
+        }
+    }
+
+    /// Answer without a value.
+    #[inline]
+    pub fn refuse(&mut self, origin: Origin, status: u8, version: u64) {
+        self.reply(origin, &Reply { number: origin.number, status, version, ..Reply::default() });
+    }
+
+    #[cold]
+    fn switch(&mut self, place: (u64, u64)) {
+        let next =
+            self.others.remove(&place).unwrap_or_else(|| ReplyBuilder::new(place.1));
+        if let Some((before, builder)) = self.current.replace((place, next)) {
+            self.others.insert(before, builder);
+        }
+    }
+
+    /// Close the reply frames that are still open.
+    pub fn close(&mut self) {
+        if let Some((place, builder)) = self.current.take() {
+            self.others.insert(place, builder);
+        }
+        for ((connection, _), mut builder) in std::mem::take(&mut self.others) {
+            if let Some(frame) = builder.finish() {
+                self.frames.push((connection, frame));
+            }
+        }
+    }
+
+    /// Whether the shell has nothing to do (apart from what dirty partitions will send).
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+            && self.turns.is_empty()
+            && self.settled.is_empty()
+            && self.changes.is_empty()
+            && self.current.is_none()
+            && self.others.is_empty()
+    }
+
+    /// Take over everything of a closed one.
+    pub fn absorb(&mut self, other: &mut Self) {
+        self.frames.append(&mut other.frames);
+        self.turns.append(&mut other.turns);
+        self.settled.append(&mut other.settled);
+        self.changes.append(&mut other.changes);
+        self.dirty.append(&mut other.dirty);
+        self.chunks_over.append(&mut other.chunks_over);
+    }
+}

@@ -1,0 +1,117 @@
+//! What a primary knows about one other copy of its partition.
+//!
+//! Callers: `commit` (who has what), `join` (how far a join is).
+
+use super::effects::Out;
+use super::join::Transfer;
+use crate::log::Log;
+use crate::record::Position;
+
+/// Most bytes of records on their way to one follower of one partition.
+pub const WINDOW_BYTES: usize = 2 << 20;
+/// Records without an answer for this long are sent again.
+pub const RESEND_MS: u64 = 300;
+
+/// How a follower counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Receives records, counts for nothing unless it has been asked to count.
+    Joining,
+    /// Counts for new records.
+    Tail,
+    /// Complete.
+    InSync,
+}
+
+/// One other copy.
+#[derive(Debug)]
+pub struct Follower {
+    /// The copy.
+    pub copy: u64,
+    /// Session of its join; 0 for one that was in sync when the epoch began.
+    pub session: u64,
+    /// How it counts.
+    pub kind: Kind,
+    /// It has every record up to this sequence, verified in this epoch.
+    pub acked: u64,
+    /// Next sequence to send.
+    pub next: u64,
+    /// Bytes sent and not yet acknowledged.
+    pub in_flight: usize,
+    /// It has answered once in this epoch (a joining copy: has accepted the join).
+    pub started: bool,
+    /// An (empty) append or join offer is due.
+    pub poke: bool,
+    /// Commit position it was told last.
+    pub told_commit: u64,
+    /// When something of it was last heard.
+    pub heard_ms: u64,
+    /// Position before the first record it was sent.
+    pub from: Position,
+    /// It may count once it has this much.
+    pub goal: u64,
+    /// The controller has been asked to let it count as a tail: it must be waited for.
+    pub asked: bool,
+    /// Version of the table entry with which the controller was asked last.
+    pub asked_version: u64,
+    /// The snapshot on its way.
+    pub transfer: Option<Box<Transfer>>,
+    /// The snapshot is complete and applied.
+    pub complete: bool,
+}
+
+impl Follower {
+    /// A follower of which nothing is known yet.
+    pub fn new(copy: u64, session: u64, kind: Kind, log: &Log, now_ms: u64) -> Self {
+        Self {
+            copy,
+            session,
+            kind,
+            acked: 0,
+            next: log.last().sequence + 1,
+            in_flight: 0,
+            started: false,
+            poke: true,
+            told_commit: 0,
+            heard_ms: now_ms,
+            from: log.base(),
+            goal: u64::MAX,
+            asked: false,
+            asked_version: 0,
+            transfer: None,
+            complete: kind == Kind::InSync,
+        }
+    }
+
+    /// Whether a commit must wait for it.
+    #[inline]
+    pub fn counts(&self) -> bool {
+        self.kind != Kind::Joining || self.asked
+    }
+
+    /// Send again from what it has acknowledged.
+    pub fn rewind(&mut self, log: &Log) {
+        self.in_flight = 0;
+        self.poke = true;
+        if self.started {
+            self.next = (self.acked + 1).max(log.base().sequence + 1);
+        }
+    }
+
+    /// It is no longer a follower.
+    pub fn end(self, partition: u32, out: &mut Out) {
+        if self.transfer.is_some() {
+            out.chunks_over.push((self.copy, partition));
+        }
+    }
+
+    /// Assert what must hold.
+    ///
+    /// # Panics
+    /// When something is broken.
+    pub fn check(&self, log: &Log) {
+        assert!(self.acked <= log.last().sequence, "acknowledged what is not there");
+        assert!(self.next <= log.last().sequence + 1, "sends what is not there");
+        assert!(self.transfer.is_none() || self.kind == Kind::Tail, "a snapshot to no tail");
+    }
+}

@@ -1,0 +1,28 @@
+//! The replica protocol: what a node does as primary, backup, tail and joining copy of its partitions.
+//!
+//! Everything is a function of state and input: requests, peer frames, table entries and ticks go in
+//! with the time as an argument, effects come out. The rules are those of the project's protocol page;
+//! each file says at its top which of them it keeps. [`Node`] is the way in.
+
+mod backup;
+mod commit;
+mod cursor;
+mod effects;
+mod follower;
+mod join;
+mod node;
+mod number;
+mod overlay;
+mod ownership;
+mod partition;
+mod primary;
+mod request;
+mod streams;
+mod turn;
+
+pub use cursor::{Batch, LOCAL, SHARED, SnapshotEntry};
+pub use effects::{ChangeKind, ChangeWanted};
+pub use node::{Config, Effects, Node, RoleRow, Status};
+pub use ownership::{Ownership, Role, State, TailCopy};
+pub use partition::{Partition, Settings};
+pub use turn::{Buffer, Ending, Seen, TurnStart};

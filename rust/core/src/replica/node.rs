@@ -1,0 +1,485 @@
+//! The data plane of one node: its partitions, its outbox, its links.
+//!
+//! Every method may be called from any thread. A partition is locked for one operation or one
+//! message; the outbox and the links have locks of their own, and the order is links, partition,
+//! with the outbox never held together with either. What a call brings about is handed out by
+//! [`Node::take_effects`], which also writes the frames for other copies, so that everything between
+//! two calls of it travels in one frame per copy. Callers: `rust/py`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::commit::Links;
+use super::effects::{ChangeWanted, Out};
+use super::ownership::{Ownership, Role};
+use super::partition::{Partition, Settings, Waiting};
+use super::request::Origin;
+use super::turn::TurnStart;
+use crate::error::Result;
+use crate::frame::RequestFrame;
+use crate::frame::peer::{self, ChunkEntry, Message};
+use crate::frame::reply::status;
+use crate::key::partition_of;
+use crate::limits::{EPOCH_MAX, PARTITIONS_MAX, SEQUENCE_MAX, check_size};
+use crate::record::Position;
+use crate::store::Quota;
+
+/// Wanted changes of the ownership table are repeated this often until the table shows them.
+pub const CHANGE_REPEAT_MS: u64 = 100;
+
+/// How a node is set up.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Incarnation of this node, from 1.
+    pub copy: u64,
+    /// Partitions of the space.
+    pub partition_count: u32,
+    /// Copies that a write must be held by.
+    pub min_in_sync: usize,
+    /// Memory of all tables; 0 is no limit.
+    pub quota_bytes: u64,
+    /// Memory of all logs; 0 is no limit.
+    pub log_bytes: u64,
+    /// Logs wait for the cursor "shared".
+    pub shared_sink: bool,
+    /// Logs wait for the cursor "local".
+    pub local_sink: bool,
+}
+
+/// What the node wants done.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// (connection, reply frame).
+    pub client_frames: Vec<(u64, Vec<u8>)>,
+    /// (copy, peer frame), in sending order.
+    pub peer_frames: Vec<(u64, Vec<u8>)>,
+    /// Turns to run at once.
+    pub turns: Vec<TurnStart>,
+    /// Tickets: positive committed, negative cut.
+    pub settled: Vec<i64>,
+    /// Changes of the ownership table to ask for.
+    pub changes: Vec<ChangeWanted>,
+}
+
+/// One row of [`Node::roles`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RoleRow {
+    /// The partition.
+    pub partition: u32,
+    /// What this node is to it.
+    pub role: Role,
+    /// Epoch of its entry.
+    pub epoch: u32,
+    /// Version of its entry.
+    pub version: u64,
+    /// Commit position here.
+    pub commit: Position,
+    /// Entries in its tables.
+    pub entries: u64,
+    /// Bytes of its tables.
+    pub bytes: u64,
+}
+
+/// Counters of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Status {
+    /// Bytes of all tables.
+    pub memory_bytes: u64,
+    /// Their limit; 0 is none.
+    pub quota_bytes: u64,
+    /// Entries in all tables.
+    pub entries: u64,
+    /// Bytes of all logs.
+    pub log_bytes: u64,
+    /// Their limit; 0 is none.
+    pub log_limit_bytes: u64,
+    /// Partitions that this node is the primary of.
+    pub primaries: u64,
+    /// Partitions that it holds a copy of.
+    pub copies: u64,
+    /// Records that are not committed here yet.
+    pub uncommitted: u64,
+    /// Answers that wait for a commit.
+    pub waiting: u64,
+    /// Turns that are running.
+    pub turns: u64,
+    /// Request streams that are remembered.
+    pub streams: u64,
+    /// Partitions that are out of use because an invariant broke.
+    pub faults: u64,
+}
+
+/// The data plane of one node.
+#[derive(Debug)]
+pub struct Node {
+    settings: Arc<Settings>,
+    partitions: Box<[Mutex<Partition>]>,
+    outbox: Mutex<Out>,
+    links: Mutex<Links>,
+    repeated_ms: AtomicU64,
+}
+
+impl Node {
+    /// A node that holds nothing.
+    pub fn new(config: &Config) -> Result<Self> {
+        check_size("the partition count", config.partition_count as usize, PARTITIONS_MAX as usize)?;
+        if config.copy == 0 || config.partition_count == 0 || config.min_in_sync == 0 {
+            return Err(crate::CoreError::Empty {
+                what: "one of copy, partition count and min_in_sync",
+            });
+        }
+        let settings = Arc::new(Settings {
+            copy: config.copy,
+            partition_count: config.partition_count,
+            min_in_sync: config.min_in_sync,
+            shared_sink: config.shared_sink,
+            local_sink: config.local_sink,
+            quota: Quota::new(config.quota_bytes),
+            log_budget: Quota::new(config.log_bytes),
+            revision: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
+            has_sink: config.shared_sink || config.local_sink,
+        });
+        let partitions = (0..config.partition_count)
+            .map(|index| Mutex::new(Partition::new(index, settings.clone())))
+            .collect();
+        Ok(Self {
+            settings,
+            partitions,
+            outbox: Mutex::default(),
+            links: Mutex::default(),
+            repeated_ms: AtomicU64::new(0),
+        })
+    }
+
+    /// What all partitions share.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Lock one partition, if there is one of that number.
+    pub fn partition(&self, index: u32) -> Option<MutexGuard<'_, Partition>> {
+        self.partitions.get(index as usize).map(Mutex::lock)
+    }
+
+    /// Lock one partition unless somebody else has it; the inner `None` says so.
+    pub fn try_partition(&self, index: u32) -> Option<Option<MutexGuard<'_, Partition>>> {
+        self.partitions.get(index as usize).map(Mutex::try_lock)
+    }
+
+    /// Partition of a key.
+    pub fn partition_of(&self, key: &[u8]) -> u32 {
+        partition_of(key, self.settings.partition_count)
+    }
+
+    /// Put what a call brought about where [`Self::take_effects`] finds it.
+    fn finish(&self, mut out: Out) {
+        out.close();
+        if !out.chunks_over.is_empty() {
+            let mut links = self.links.lock();
+            for (copy, partition) in std::mem::take(&mut out.chunks_over) {
+                links.chunks.entry(copy).or_default().remove(&partition);
+                if let Some(next) = links.chunk_queue.entry(copy).or_default().pop_first() {
+                    out.dirty.push(next);
+                }
+            }
+        }
+        if !out.is_empty() || !out.dirty.is_empty() {
+            self.outbox.lock().absorb(&mut out);
+        }
+    }
+
+    fn with<R>(&self, index: u32, act: impl FnOnce(&mut Partition, &mut Out) -> R) -> Option<R> {
+        let mut out = Out::new();
+        let result = {
+            let mut partition = self.partition(index)?;
+            act(&mut partition, &mut out)
+        };
+        self.finish(out);
+        Some(result)
+    }
+
+    /// Apply entries of the ownership table.
+    pub fn apply_table(&self, revision: u64, entries: Vec<(u32, Ownership)>, now_ms: u64) {
+        self.settings.revision.fetch_max(revision, Ordering::Relaxed);
+        let mut out = Out::new();
+        for (index, entry) in entries {
+            if entry.epoch > EPOCH_MAX {
+                continue;
+            }
+            if let Some(mut partition) = self.partition(index) {
+                partition.apply_entry(entry, now_ms, &mut out);
+            }
+        }
+        self.finish(out);
+    }
+
+    /// Give a copy from disk, before the first table.
+    pub fn load<'a>(
+        &self,
+        index: u32,
+        position: Position,
+        entries: impl Iterator<Item = ChunkEntry<'a>>,
+        streams: &[u8],
+    ) -> Result<()> {
+        check_size("the epoch", position.epoch as usize, EPOCH_MAX as usize)?;
+        check_size("the sequence", position.sequence as usize, SEQUENCE_MAX as usize)?;
+        let Some(mut partition) = self.partition(index) else {
+            return Err(crate::CoreError::Invalid { what: "the partition", value: index.into() });
+        };
+        partition.load(position, entries, streams)
+    }
+
+    /// Refuse new requests everywhere; what is appended still commits.
+    pub fn stop_all(&self) {
+        self.settings.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Nothing uncommitted, nothing waiting, no turn running.
+    pub fn idle(&self) -> bool {
+        self.partitions.iter().all(|partition| partition.lock().idle())
+    }
+
+    /// Carry out one request frame; says how many operations it held. A bad frame changes nothing.
+    pub fn on_client_frame(&self, connection: u64, frame: &[u8], now_ms: u64) -> Result<usize> {
+        let frame = RequestFrame::decode(frame)?;
+        let mut out = Out::new();
+        let mut count = 0;
+        for operation in frame.operations() {
+            count += 1;
+            let origin = Origin { connection, stream: frame.stream, number: operation.number };
+            let index =
+                operation.partition().unwrap_or_else(|| self.partition_of(operation.key));
+            match self.partition(index) {
+                Some(mut partition) => partition.execute(&operation, origin, now_ms, &mut out),
+                None => out.refuse(origin, status::INVALID, 0),
+            }
+        }
+        self.finish(out);
+        Ok(count)
+    }
+
+    /// Forget a connection: what was answered to it and not fetched is dropped.
+    pub fn close_connection(&self, connection: u64) {
+        self.outbox.lock().frames.retain(|(other, _)| *other != connection);
+    }
+
+    /// Take one frame from another copy. A bad frame changes nothing.
+    pub fn on_peer_frame(&self, copy: u64, frame: &[u8], now_ms: u64) -> Result<()> {
+        let messages = peer::decode(frame)?;
+        let mut out = Out::new();
+        for (header, message) in messages {
+            let Some(mut partition) = self.partition(header.partition) else { continue };
+            let out = &mut out;
+            match message {
+                Message::Append { predecessor, commit, trim, records } => {
+                    partition.on_append(copy, header, predecessor, commit, trim, records, out);
+                }
+                Message::Answer { position, matched } => {
+                    partition.on_answer(copy, header, position, matched, now_ms, out);
+                }
+                Message::JoinStart { base } => partition.on_join_start(copy, header, base, out),
+                Message::Chunk { index, last, position, entries, streams } => {
+                    partition
+                        .on_chunk(copy, header, index, last, position, entries, streams, out);
+                }
+                Message::ChunkAck { index } => {
+                    partition.on_chunk_ack(copy, header, index, now_ms, out);
+                }
+            }
+        }
+        self.finish(out);
+        Ok(())
+    }
+
+    /// A fresh outgoing link to a copy.
+    pub fn peer_up(&self, copy: u64) {
+        {
+            let mut links = self.links.lock();
+            links.up.insert(copy);
+            links.writers.remove(&copy);
+            links.chunks.remove(&copy);
+            links.chunk_queue.remove(&copy);
+        }
+        let mut out = Out::new();
+        for partition in &self.partitions {
+            partition.lock().peer_up(copy, &mut out);
+        }
+        self.finish(out);
+    }
+
+    /// The outgoing link to a copy is gone.
+    pub fn peer_down(&self, copy: u64) {
+        let mut links = self.links.lock();
+        links.up.remove(&copy);
+        links.writers.remove(&copy);
+        links.chunks.remove(&copy);
+        links.chunk_queue.remove(&copy);
+    }
+
+    /// Time passes.
+    pub fn tick(&self, now_ms: u64) {
+        let before = self.repeated_ms.load(Ordering::Relaxed);
+        let repeat = now_ms.saturating_sub(before) >= CHANGE_REPEAT_MS || now_ms < before;
+        if repeat {
+            self.repeated_ms.store(now_ms, Ordering::Relaxed);
+        }
+        let mut out = Out::new();
+        for partition in &self.partitions {
+            partition.lock().tick(now_ms, repeat, &mut out);
+        }
+        self.finish(out);
+    }
+
+    /// Everything since the last call, or `None`.
+    pub fn take_effects(&self) -> Option<Effects> {
+        let mut links = self.links.lock();
+        let dirty = std::mem::take(&mut self.outbox.lock().dirty);
+        for index in dirty {
+            if let Some(mut partition) = self.partition(index) {
+                partition.emit(&mut links);
+            }
+        }
+        let mut peer_frames = Vec::new();
+        for (copy, writer) in std::mem::take(&mut links.writers) {
+            peer_frames.extend(writer.finish().into_iter().map(|frame| (copy, frame)));
+        }
+        drop(links);
+        let mut outbox = self.outbox.lock();
+        if outbox.is_empty() && peer_frames.is_empty() {
+            return None;
+        }
+        let mut changes = std::mem::take(&mut outbox.changes);
+        let effects = Effects {
+            client_frames: std::mem::take(&mut outbox.frames),
+            peer_frames,
+            turns: std::mem::take(&mut outbox.turns),
+            settled: std::mem::take(&mut outbox.settled),
+            changes: Vec::new(),
+        };
+        drop(outbox);
+        changes.sort_unstable();
+        changes.dedup();
+        Some(Effects { changes, ..effects })
+    }
+
+    /// Whether a record is committed; if not, the ticket is settled later.
+    pub fn when_committed(&self, index: u32, sequence: u64, ticket: i64) -> bool {
+        self.with(index, |partition, out| {
+            if partition.role() != Role::Primary || sequence > partition.log().last().sequence {
+                out.settled.push(-ticket);
+                return false;
+            }
+            if sequence <= partition.commit().sequence {
+                return true;
+            }
+            partition.wait(sequence, Waiting::Ticket(ticket));
+            false
+        })
+        .unwrap_or(false)
+    }
+
+    /// Partitions with something to do for a pump.
+    pub fn pump_ready(&self, name: &str) -> Vec<u32> {
+        let ready = |index: &u32| self.partition(*index).is_some_and(|p| p.pump_ready(name));
+        (0..self.settings.partition_count).filter(ready).collect()
+    }
+
+    /// End a turn; returns the turns that are next.
+    pub fn end_turn(
+        &self,
+        turn: &TurnStart,
+        buffer: &super::turn::Buffer,
+        ending: &super::turn::Ending<'_>,
+        now_ms: u64,
+    ) -> Vec<TurnStart> {
+        let mut out = Out::new();
+        if let Some(mut partition) = self.partition(turn.partition) {
+            partition.end_turn(turn, buffer, ending, now_ms, &mut out);
+        }
+        let next = std::mem::take(&mut out.turns);
+        self.finish(out);
+        next
+    }
+
+    /// One row per partition that this node holds a copy of.
+    pub fn roles(&self) -> Vec<RoleRow> {
+        let mut rows = Vec::new();
+        for index in 0..self.settings.partition_count {
+            let Some(partition) = self.partition(index) else { continue };
+            if partition.role() != Role::None {
+                let entry = partition.entry();
+                rows.push(RoleRow {
+                    partition: index,
+                    role: partition.role(),
+                    epoch: entry.map_or(0, |entry| entry.epoch),
+                    version: entry.map_or(0, |entry| entry.version),
+                    commit: partition.commit(),
+                    entries: partition.store().total_len() as u64,
+                    bytes: partition.store().bytes() as u64,
+                });
+            }
+        }
+        rows
+    }
+
+    /// Counters of this node.
+    pub fn status(&self) -> Status {
+        let mut status = Status {
+            memory_bytes: self.settings.quota.used(),
+            quota_bytes: self.settings.quota.limit(),
+            log_bytes: self.settings.log_budget.used(),
+            log_limit_bytes: self.settings.log_budget.limit(),
+            ..Status::default()
+        };
+        for partition in &self.partitions {
+            partition.lock().count_into(&mut status);
+        }
+        status
+    }
+
+    /// Assert every invariant of every partition; for tests.
+    ///
+    /// # Panics
+    /// When one is broken.
+    pub fn check(&self) {
+        for partition in &self.partitions {
+            partition.lock().check();
+        }
+    }
+}
+
+impl Partition {
+    fn tick(&mut self, now_ms: u64, repeat: bool, out: &mut Out) {
+        if self.role() == Role::None {
+            return;
+        }
+        if self.role() == Role::Primary {
+            if !self.settings.stopping() && !self.handing_over() {
+                self.expire_due(now_ms, out);
+                self.forget_streams(out);
+            }
+            self.tick_followers(now_ms, out);
+            if repeat {
+                self.want_changes(true, out);
+                self.try_commit(out);
+            }
+        }
+        if !self.log.is_empty() {
+            self.trim_log();
+        }
+    }
+
+    fn count_into(&self, status: &mut Status) {
+        status.primaries += u64::from(self.role() == Role::Primary);
+        status.copies += u64::from(self.role() != Role::None);
+        status.entries += self.store.total_len() as u64;
+        status.uncommitted += self.log.last().sequence - self.commit;
+        status.waiting += self.waiting.len() as u64;
+        status.turns += self.keys.len() as u64;
+        status.streams += self.streams.len() as u64;
+        status.faults += u64::from(self.fault.is_some());
+    }
+}

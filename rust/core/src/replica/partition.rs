@@ -1,0 +1,434 @@
+//! One partition on one node: its log, tables and role, and what a new table entry makes of it.
+//!
+//! Invariants (asserted by [`Partition::check`]): the tables are exactly what the committed records
+//! made of them; the overlay is exactly what the uncommitted ones say; positions in the log follow
+//! each other; the commit position never goes back; only a primary has an overlay, followers, waiting
+//! answers or turns. The behaviour of each role is in its own file: `primary`, `commit`, `backup`,
+//! `join`, `turn`, `cursor`. Callers: `node`, which holds one lock per partition.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::effects::Out;
+use super::follower::Follower;
+use super::overlay::Overlay;
+use super::ownership::{Ownership, Role, State};
+use super::request::{Answer, Origin};
+use super::streams::{Kept, Streams};
+use super::turn::KeyQueues;
+use crate::frame::reply::status;
+use crate::log::Log;
+use crate::record::{Position, RecordKind, decode_checked};
+use crate::store::{Quota, Store};
+
+/// What all partitions of a node share.
+#[derive(Debug)]
+pub struct Settings {
+    /// Incarnation of this node.
+    pub copy: u64,
+    /// Partitions of the space.
+    pub partition_count: u32,
+    /// Copies that a write must be held by.
+    pub min_in_sync: usize,
+    /// Logs wait for the cursor "shared".
+    pub shared_sink: bool,
+    /// Logs wait for the cursor "local".
+    pub local_sink: bool,
+    /// Memory of the tables.
+    pub quota: Quota,
+    /// Memory of the logs.
+    pub log_budget: Quota,
+    /// Revision of the ownership table applied last.
+    pub revision: AtomicU64,
+    /// New requests are refused everywhere.
+    pub stopping: AtomicBool,
+    /// The log is needed by somebody besides followers.
+    pub has_sink: bool,
+}
+
+impl Settings {
+    /// Revision of the ownership table applied last.
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Relaxed)
+    }
+
+    /// Whether new requests are refused everywhere.
+    pub fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+}
+
+/// What waits for the commit of a sequence.
+#[derive(Debug)]
+pub enum Waiting {
+    /// An answer.
+    Answer {
+        /// Who asked.
+        origin: Origin,
+        /// What is answered after the commit.
+        answer: Answer,
+        /// What is answered when the record is cut: whether it may still come back.
+        if_cut: u8,
+    },
+    /// A ticket of `when_committed`.
+    Ticket(i64),
+}
+
+/// One partition on one node.
+pub struct Partition {
+    pub(super) index: u32,
+    pub(super) settings: Arc<Settings>,
+    pub(super) entry: Option<Ownership>,
+    pub(super) role: Role,
+    /// Turns belong to the generation in which they began; a new epoch or a stop begins another.
+    pub(super) generation: u64,
+    pub(super) log: Log,
+    /// Sequence up to which records are committed and in the tables.
+    pub(super) commit: u64,
+    pub(super) store: Store,
+    pub(super) streams: Streams,
+    pub(super) overlay: Overlay,
+    /// In order of the sequence that they wait for.
+    pub(super) waiting: VecDeque<(u64, Waiting)>,
+    pub(super) keys: KeyQueues,
+    pub(super) followers: Vec<Follower>,
+    /// Last sequence when this node became the primary; scans wait for its commit.
+    pub(super) promoted_at: u64,
+    /// Nobody else's copy is needed for a commit, and nothing is uncommitted.
+    pub(super) alone: bool,
+    /// Version of the table entry with which a hand-over was reported.
+    pub(super) handover_asked: u64,
+    pub(super) following: super::backup::Following,
+    /// This partition is in the node's list of those with something to send.
+    pub(super) dirty: bool,
+    /// An invariant broke here; it is never used again.
+    pub(super) fault: Option<String>,
+}
+
+impl std::fmt::Debug for Partition {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.debug_struct("Partition")
+            .field("index", &self.index)
+            .field("role", &self.role)
+            .field("epoch", &self.epoch())
+            .field("commit", &self.commit())
+            .field("last", &self.log.last())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Partition {
+    /// A partition that this node holds nothing of.
+    pub fn new(index: u32, settings: Arc<Settings>) -> Self {
+        let log = Log::with_budget(Position::ZERO, settings.log_budget.clone());
+        let store = Store::new(u64::from(index), settings.quota.clone());
+        Self {
+            index,
+            settings,
+            entry: None,
+            role: Role::None,
+            generation: 0,
+            log,
+            commit: 0,
+            store,
+            streams: Streams::new(),
+            overlay: Overlay::new(),
+            waiting: VecDeque::new(),
+            keys: KeyQueues::default(),
+            followers: Vec::new(),
+            promoted_at: 0,
+            alone: false,
+            handover_asked: 0,
+            following: super::backup::Following::default(),
+            dirty: false,
+            fault: None,
+        }
+    }
+
+    /// What this node is to the partition.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// Entry of the ownership table applied last.
+    pub fn entry(&self) -> Option<&Ownership> {
+        self.entry.as_ref()
+    }
+
+    /// Position up to which records are committed and in the tables.
+    pub fn commit(&self) -> Position {
+        self.log.position_of(self.commit).unwrap_or(self.log.base())
+    }
+
+    /// Its log, for inspection.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// Its committed tables, for inspection.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Epoch of the entry applied last; 0 before the first.
+    pub(super) fn epoch(&self) -> u32 {
+        self.entry.as_ref().map_or(0, |entry| entry.epoch)
+    }
+
+    /// Copies that count for a new record.
+    #[inline]
+    pub(super) fn copies(&self) -> u8 {
+        self.entry.as_ref().map_or(0, |entry| entry.counted().min(255) as u8)
+    }
+
+    /// A hand-over has been asked for.
+    #[inline]
+    pub(super) fn handing_over(&self) -> bool {
+        self.entry.as_ref().is_some_and(|entry| entry.target != 0)
+    }
+
+    pub(super) fn mark_dirty(&mut self, out: &mut Out) {
+        if !self.dirty {
+            self.dirty = true;
+            out.dirty.push(self.index);
+        }
+    }
+
+    /// Apply the table's entry; an older or known one is ignored.
+    pub fn apply_entry(&mut self, entry: Ownership, now_ms: u64, out: &mut Out) {
+        let known = self.entry.as_ref().map_or((0, 0), |known| (known.epoch, known.version));
+        if entry.epoch < known.0 || entry.version <= known.1 {
+            return;
+        }
+        let new_epoch = entry.epoch != known.0;
+        let (before, role) = (self.role, entry.role_of(self.settings.copy));
+        if before == Role::Primary && (role != Role::Primary || new_epoch) {
+            self.depose(out);
+        }
+        if before == Role::Primary && entry.target != 0 && !self.handing_over() {
+            self.void_turns(out);
+        }
+        self.entry = Some(entry);
+        self.role = role;
+        match role {
+            Role::Primary if before == Role::Primary && !new_epoch => {
+                self.update_followers(now_ms, out);
+            }
+            Role::Primary => self.promote(now_ms, out),
+            Role::Backup | Role::Tail | Role::Joining => {
+                self.follow(before, new_epoch, out);
+            }
+            Role::Dormant => {}
+            Role::None => self.wipe(Position::ZERO),
+        }
+    }
+
+    /// Become the primary: what is uncommitted here is committed with the new set, or not at all.
+    fn promote(&mut self, now_ms: u64, out: &mut Out) {
+        self.generation += 1;
+        self.store.drop_tombstones();
+        self.log.remove_cursor("shared");
+        self.promoted_at = self.log.last().sequence;
+        self.overlay.clear();
+        for entry in self.log.iter_from(self.commit + 1) {
+            let Ok(record) = decode_checked(&entry.bytes) else { continue };
+            for change in record.changes() {
+                self.overlay.apply(entry.position, &change);
+            }
+            if let (Some(token), Some(reply)) = (record.token(), record.reply()) {
+                let kept = Kept::of(entry.position, record.arguments_hash(), &reply);
+                self.streams.keep(&token, kept);
+            }
+        }
+        self.followers.clear();
+        self.update_followers(now_ms, out);
+        self.mark_dirty(out);
+    }
+
+    /// Stop being the primary of this epoch: nothing uncommitted is answered as done.
+    fn depose(&mut self, out: &mut Out) {
+        self.void_turns(out);
+        let revision = self.settings.revision();
+        for (_, waiting) in std::mem::take(&mut self.waiting) {
+            match waiting {
+                Waiting::Answer { origin, if_cut, .. } => out.refuse(origin, if_cut, revision),
+                Waiting::Ticket(ticket) => out.settled.push(-ticket),
+            }
+        }
+        self.overlay.clear();
+        self.cut_results(self.commit);
+        for follower in std::mem::take(&mut self.followers) {
+            follower.end(self.index, out);
+        }
+        self.alone = false;
+    }
+
+    /// Take back the results of the records after `sequence`, which are about to go or to be judged anew.
+    pub(super) fn cut_results(&mut self, sequence: u64) {
+        for entry in self.log.iter_from(sequence + 1) {
+            if let Ok(record) = decode_checked(&entry.bytes)
+                && let Some(token) = record.token()
+            {
+                self.streams.cut(&token, entry.position);
+            }
+        }
+    }
+
+    /// Forget everything and begin again after `base`.
+    pub(super) fn wipe(&mut self, base: Position) {
+        self.log.reset(base);
+        self.commit = base.sequence;
+        self.store.clear();
+        self.streams = Streams::new();
+        self.overlay.clear();
+        self.following = super::backup::Following::default();
+    }
+
+    /// Take in entries of a copy from disk; it is dormant until the table names it.
+    pub fn load<'a>(
+        &mut self,
+        position: Position,
+        entries: impl Iterator<Item = crate::frame::peer::ChunkEntry<'a>>,
+        streams: &[u8],
+    ) -> crate::Result<()> {
+        if self.entry.is_some() || !matches!(self.role, Role::None | Role::Dormant) {
+            return Err(crate::CoreError::Invalid {
+                what: "loading a partition that is in use",
+                value: u64::from(self.index),
+            });
+        }
+        if self.role == Role::None {
+            self.wipe(position);
+            self.role = Role::Dormant;
+        }
+        for entry in entries {
+            if let Some(value) = entry.value {
+                let crate::frame::peer::ChunkEntry { map, schema, key, codec, version, expires_at_ms, .. } = entry;
+                self.store.put(map, schema, key, value, codec, version, expires_at_ms);
+            }
+        }
+        self.streams.import(streams)
+    }
+
+    /// Why a request cannot be served here: status and version of the refusal.
+    #[inline]
+    pub(super) fn refusal(&self) -> Option<(u8, u64)> {
+        if self.role == Role::Primary && !self.settings.stopping() && !self.handing_over() {
+            if self.fault.is_some() {
+                return Some((status::UNAVAILABLE, 0));
+            }
+            return None;
+        }
+        let revision = self.settings.revision();
+        Some(match self.entry.as_ref().map(|entry| entry.state) {
+            Some(State::Lost) => (status::LOST, revision),
+            None | Some(State::Unavailable | State::Recovering) => (status::UNAVAILABLE, revision),
+            Some(State::Ok) => (status::NOT_PRIMARY, revision),
+        })
+    }
+
+    /// A committed record goes into the tables.
+    pub(super) fn apply_record(&mut self, sequence: u64) {
+        let Some(entry) = self.log.get(sequence) else { return };
+        let (position, bytes) = (entry.position, entry.bytes.clone());
+        let Ok(record) = decode_checked(&bytes) else {
+            self.fail(format!("record {position:?} cannot be read"));
+            return;
+        };
+        let merging = self.following.merging();
+        let version = position.pack();
+        for change in record.changes() {
+            self.overlay.settle(position, &change);
+            apply_change(&mut self.store, &change, version, merging);
+        }
+        match record.kind() {
+            RecordKind::Forget { issuer, floor } => {
+                self.streams.forget(issuer as u32, floor, sequence);
+            }
+            RecordKind::Changes => {
+                if self.role != Role::Primary
+                    && let (Some(token), Some(reply)) = (record.token(), record.reply())
+                {
+                    let kept = Kept::of(position, record.arguments_hash(), &reply);
+                    self.streams.keep(&token, kept);
+                }
+            }
+        }
+    }
+
+    /// An invariant is broken: say so and never answer from this copy again.
+    pub(super) fn fail(&mut self, story: String) {
+        debug_assert!(false, "partition {}: {story}", self.index);
+        self.fault.get_or_insert(story);
+    }
+
+    /// Nothing uncommitted, nothing waiting, no turn.
+    pub fn idle(&self) -> bool {
+        self.role != Role::Primary
+            || (self.commit == self.log.last().sequence
+                && self.waiting.is_empty()
+                && self.keys.is_empty())
+    }
+
+    /// Assert every invariant; for tests and debug builds.
+    ///
+    /// # Panics
+    /// When one is broken.
+    pub fn check(&self) {
+        let (base, last) = (self.log.base(), self.log.last());
+        assert!(self.fault.is_none(), "fault: {:?}", self.fault);
+        assert!(base.sequence <= self.commit, "trimmed past the commit: {base:?} {}", self.commit);
+        assert!(self.commit <= last.sequence, "committed past the log: {} {last:?}", self.commit);
+        let mut before = base;
+        for entry in self.log.iter_from(base.sequence + 1) {
+            assert_eq!(entry.position.sequence, before.sequence + 1, "a hole in the log");
+            assert!(entry.position.epoch >= before.epoch, "epochs go back");
+            before = entry.position;
+        }
+        if self.role != Role::Primary {
+            assert!(self.overlay.is_empty(), "an overlay without a primary");
+            assert!(self.followers.is_empty(), "followers without a primary");
+            assert!(self.waiting.is_empty() && self.keys.is_empty(), "answers without a primary");
+            return;
+        }
+        if self.commit == last.sequence {
+            assert!(self.overlay.is_empty(), "everything is committed, yet there is an overlay");
+            assert!(self.waiting.is_empty(), "everything is committed, yet answers wait");
+        }
+        let mut sequence = self.commit;
+        for (waits_for, _) in &self.waiting {
+            assert!(*waits_for > self.commit && *waits_for <= last.sequence, "waits for nothing");
+            assert!(*waits_for >= sequence, "answers wait out of order");
+            sequence = *waits_for;
+        }
+        for follower in &self.followers {
+            follower.check(&self.log);
+        }
+    }
+}
+
+/// Write one change of a committed record into the tables.
+pub(super) fn apply_change(
+    store: &mut Store,
+    change: &crate::record::Change<'_>,
+    version: u64,
+    merging: bool,
+) {
+    use crate::record::Change;
+    match *change {
+        Change::Put { map, schema, key, value, codec, expires_at_ms } => {
+            if merging {
+                store.put_if_newer(map, schema, key, value, codec, version, expires_at_ms);
+            } else {
+                store.put(map, schema, key, value, codec, version, expires_at_ms);
+            }
+        }
+        Change::Delete { map, key, .. } => {
+            let newer = merging && store.get(map, key).is_some_and(|e| e.version >= version);
+            if !newer {
+                store.delete(map, key, version, merging);
+            }
+        }
+    }
+}
