@@ -6,8 +6,11 @@
 #![allow(missing_docs, reason = "the contract is python/spacegrid/_core.pyi")]
 
 mod assign;
+mod errors;
 mod keys;
+mod node;
 mod ring;
+mod turn;
 
 use pyo3::prelude::*;
 
@@ -15,8 +18,11 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    errors::register(module)?;
     assign::register(module)?;
     keys::register(module)?;
+    node::register(module)?;
     ring::register(module)?;
+    turn::register(module)?;
     Ok(())
 }

@@ -120,10 +120,13 @@ impl Partition {
     fn take_records(&mut self, predecessor: Position, records: Records<'_>) -> Option<u64> {
         let base = self.log.base();
         // Below the base everything is committed, so every primary has the same.
-        let mut verified =
-            if predecessor.sequence < base.sequence { self.commit.min(predecessor.sequence) }
-            else if self.log.contains(predecessor) { predecessor.sequence }
-            else { return None };
+        let mut verified = if predecessor.sequence < base.sequence {
+            self.commit.min(predecessor.sequence)
+        } else if self.log.contains(predecessor) {
+            predecessor.sequence
+        } else {
+            return None;
+        };
         let mut expected = predecessor.sequence + 1;
         for bytes in records {
             let Ok(record) = decode(bytes) else { return Some(verified) };
@@ -178,11 +181,8 @@ impl Partition {
             return;
         }
         let Some(entry) = &self.entry else { return };
-        let header = Header {
-            partition: self.index,
-            epoch: entry.epoch,
-            session: self.following.session,
-        };
+        let header =
+            Header { partition: self.index, epoch: entry.epoch, session: self.following.session };
         let Some(writer) = links.writer(entry.primary) else { return };
         if let Some((position, matched)) = self.following.answer.take() {
             writer.answer(header, position, matched);

@@ -42,7 +42,8 @@ impl Partition {
         let Some(entry) = &self.entry else { return };
         let me = self.settings.copy;
         let mut wanted: BTreeMap<u64, (u64, Kind)> = BTreeMap::new();
-        wanted.extend(entry.joining.iter().map(|(copy, session)| (*copy, (*session, Kind::Joining))));
+        wanted
+            .extend(entry.joining.iter().map(|(copy, session)| (*copy, (*session, Kind::Joining))));
         wanted.extend(entry.tails.iter().map(|tail| (tail.copy, (tail.session, Kind::Tail))));
         wanted.extend(entry.in_sync.iter().map(|copy| (*copy, (0, Kind::InSync))));
         wanted.remove(&me);
@@ -155,7 +156,8 @@ impl Partition {
             // It has not accepted the offer yet; what it had before means nothing.
         } else {
             // Go on after its position if that is ours too, otherwise one before.
-            let after = if log.contains(position) { position.sequence + 1 } else { position.sequence };
+            let after =
+                if log.contains(position) { position.sequence + 1 } else { position.sequence };
             let lowest = (follower.acked + 1).max(log.base().sequence + 1);
             follower.next = after.clamp(lowest, (log.last().sequence + 1).max(lowest));
             follower.in_flight = 0;
@@ -178,7 +180,8 @@ impl Partition {
         let mut followers = std::mem::take(&mut self.followers);
         for follower in &mut followers {
             let header = Header { partition, epoch, session: follower.session };
-            if follower.kind == Kind::Joining && follower.started
+            if follower.kind == Kind::Joining
+                && follower.started
                 && follower.next <= self.log.base().sequence
             {
                 // Too slow: what it needs next is gone. It begins again.

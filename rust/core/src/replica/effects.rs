@@ -85,8 +85,7 @@ impl Out {
 
     #[cold]
     fn switch(&mut self, place: (u64, u64)) {
-        let next =
-            self.others.remove(&place).unwrap_or_else(|| ReplyBuilder::new(place.1));
+        let next = self.others.remove(&place).unwrap_or_else(|| ReplyBuilder::new(place.1));
         if let Some((before, builder)) = self.current.replace((place, next)) {
             self.others.insert(before, builder);
         }

@@ -187,9 +187,9 @@ impl Partition {
             transfer.key += 1;
         }
         transfer.maps.clear();
-        let streams = transfer
-            .streams
-            .get_or_insert_with(|| self.streams.export(self.commit, SNAPSHOT_CHUNK_BYTES).into_iter());
+        let streams = transfer.streams.get_or_insert_with(|| {
+            self.streams.export(self.commit, SNAPSHOT_CHUNK_BYTES).into_iter()
+        });
         let results = streams.next().unwrap_or_default();
         piece.last = streams.len() == 0;
         (piece, results)

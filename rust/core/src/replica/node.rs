@@ -124,7 +124,11 @@ pub struct Node {
 impl Node {
     /// A node that holds nothing.
     pub fn new(config: &Config) -> Result<Self> {
-        check_size("the partition count", config.partition_count as usize, PARTITIONS_MAX as usize)?;
+        check_size(
+            "the partition count",
+            config.partition_count as usize,
+            PARTITIONS_MAX as usize,
+        )?;
         if config.copy == 0 || config.partition_count == 0 || config.min_in_sync == 0 {
             return Err(crate::CoreError::Empty {
                 what: "one of copy, partition count and min_in_sync",
@@ -250,8 +254,7 @@ impl Node {
         for operation in frame.operations() {
             count += 1;
             let origin = Origin { connection, stream: frame.stream, number: operation.number };
-            let index =
-                operation.partition().unwrap_or_else(|| self.partition_of(operation.key));
+            let index = operation.partition().unwrap_or_else(|| self.partition_of(operation.key));
             match self.partition(index) {
                 Some(mut partition) => partition.execute(&operation, origin, now_ms, &mut out),
                 None => out.refuse(origin, status::INVALID, 0),
@@ -282,8 +285,7 @@ impl Node {
                 }
                 Message::JoinStart { base } => partition.on_join_start(copy, header, base, out),
                 Message::Chunk { index, last, position, entries, streams } => {
-                    partition
-                        .on_chunk(copy, header, index, last, position, entries, streams, out);
+                    partition.on_chunk(copy, header, index, last, position, entries, streams, out);
                 }
                 Message::ChunkAck { index } => {
                     partition.on_chunk_ack(copy, header, index, now_ms, out);
@@ -402,6 +404,18 @@ impl Node {
         let next = std::mem::take(&mut out.turns);
         self.finish(out);
         next
+    }
+
+    /// A turn ends without its shell: what is next is handed out with the effects.
+    pub fn abandon_turn(
+        &self,
+        turn: &TurnStart,
+        buffer: &super::turn::Buffer,
+        ending: &super::turn::Ending<'_>,
+    ) {
+        self.with(turn.partition, |partition, out| {
+            partition.end_turn(turn, buffer, ending, turn.now_ms, out);
+        });
     }
 
     /// One row per partition that this node holds a copy of.

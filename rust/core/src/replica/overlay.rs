@@ -73,11 +73,6 @@ impl Overlay {
         self.images.is_empty()
     }
 
-    /// Keys with uncommitted changes.
-    pub fn len(&self) -> usize {
-        self.images.len()
-    }
-
     /// Last uncommitted state of a key.
     #[inline]
     pub fn get(&self, map: &str, key: &[u8]) -> Option<&Image> {

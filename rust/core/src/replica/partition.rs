@@ -304,7 +304,15 @@ impl Partition {
         }
         for entry in entries {
             if let Some(value) = entry.value {
-                let crate::frame::peer::ChunkEntry { map, schema, key, codec, version, expires_at_ms, .. } = entry;
+                let crate::frame::peer::ChunkEntry {
+                    map,
+                    schema,
+                    key,
+                    codec,
+                    version,
+                    expires_at_ms,
+                    ..
+                } = entry;
                 self.store.put(map, schema, key, value, codec, version, expires_at_ms);
             }
         }

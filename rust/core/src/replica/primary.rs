@@ -16,7 +16,7 @@ use crate::frame::scan::{PageBuilder, PageEntry};
 use crate::frame::{Opcode, Operation, Reply};
 use crate::key::routing_key;
 use crate::record::{self, Change, Position, Token};
-use crate::store::entry_cost;
+use crate::store::{EntryRef, entry_cost};
 
 /// What a full log tells its clients: ask again after this long.
 pub const BACKPRESSURE_HINT_MS: u32 = 20;
@@ -71,6 +71,29 @@ impl Partition {
             },
             _ => Current { value: None, codec: 0, version: 0, expires_at_ms: 0, sequence: 0 },
         }
+    }
+
+    /// A committed entry for a reader in this process; the outer `None`: not served here.
+    ///
+    /// What a new primary has yet to commit may have been acknowledged by the old one, so such a key
+    /// is not served until then.
+    #[inline]
+    pub fn read_committed(
+        &self,
+        map: &str,
+        key: &[u8],
+        now_ms: u64,
+    ) -> Option<Option<EntryRef<'_>>> {
+        if self.refusal().is_some() {
+            return None;
+        }
+        if self.commit < self.promoted_at && self.overlay.get(map, key).is_some() {
+            return None;
+        }
+        let entry = self.store.get(map, key).filter(|entry| {
+            !entry.tombstone && (entry.expires_at_ms == 0 || entry.expires_at_ms > now_ms)
+        });
+        Some(entry)
     }
 
     /// Carry out one operation of a client frame.
@@ -144,13 +167,7 @@ impl Partition {
     }
 
     /// End one entry if its time is over.
-    fn expire(
-        &mut self,
-        map: &str,
-        key: &[u8],
-        now_ms: u64,
-        out: &mut Out,
-    ) -> Result<(), Refusal> {
+    fn expire(&mut self, map: &str, key: &[u8], now_ms: u64, out: &mut Out) -> Result<(), Refusal> {
         if !self.current(map, key).due(now_ms) {
             return Ok(());
         }
@@ -282,8 +299,13 @@ impl Partition {
         };
         let codec = if result.is_empty() { 0 } else { CODEC_MSGPACK };
         let next = self.next_position();
-        let reply =
-            record::Reply { status: status::OK, flags: 0, codec, version: next.pack(), value: result };
+        let reply = record::Reply {
+            status: status::OK,
+            flags: 0,
+            codec,
+            version: next.pack(),
+            value: result,
+        };
         match self.append(&[change], Some(&token), hash, Some(&reply), out) {
             Err(refusal) => self.refuse(origin, refusal, out),
             Ok(position) if position.sequence <= self.commit => out.reply(
@@ -398,9 +420,8 @@ impl Partition {
             out.reply(origin, &Reply { value: &count, ..reply });
             return;
         };
-        let after = cursor
-            .split_first_chunk::<8>()
-            .map(|(hash, key)| (u64::from_le_bytes(*hash), key));
+        let after =
+            cursor.split_first_chunk::<8>().map(|(hash, key)| (u64::from_le_bytes(*hash), key));
         let limit = (limit as usize).clamp(1, 1000);
         let mut page = PageBuilder::new();
         let items = self.store.scan(operation.map, after, limit);
@@ -450,10 +471,8 @@ impl Partition {
         if due.is_empty() {
             return;
         }
-        let changes: Vec<Change<'_>> = due
-            .iter()
-            .map(|(map, key)| Change::Delete { map, key, expired: true })
-            .collect();
+        let changes: Vec<Change<'_>> =
+            due.iter().map(|(map, key)| Change::Delete { map, key, expired: true }).collect();
         // Refused: too few copies or a full log. The next tick tries again.
         let _ = self.append(&changes, None, 0, None, out);
     }

@@ -151,11 +151,6 @@ impl Streams {
         self.streams.len()
     }
 
-    /// Whether no stream is known.
-    pub fn is_empty(&self) -> bool {
-        self.streams.is_empty()
-    }
-
     /// Look a token up before it is run.
     pub fn check(&self, token: &Token<'_>, arguments_hash: u64) -> Verdict<'_> {
         let Some(stream) = self.streams.get(&token.stream) else {
@@ -247,7 +242,8 @@ impl Streams {
                 out.extend_from_slice(&field.to_le_bytes());
             }
             let direct = stream.direct.iter().map(|(number, kept)| (*number, &[][..], kept));
-            let nested = stream.nested.iter().map(|((number, path), kept)| (*number, &**path, kept));
+            let nested =
+                stream.nested.iter().map(|((number, path), kept)| (*number, &**path, kept));
             for (number, path, kept) in direct.chain(nested) {
                 if kept.sequence() > commit {
                     continue;
