@@ -165,7 +165,7 @@ def test_a_record_without_fields_is_a_table_of_keys() -> None:
 
 
 def test_stored_bytes_of_another_type_are_a_serialization_error() -> None:
-    table = Table(Map(int, Everything, columns=("id",), name="t"))
+    table = Table(Map(int, Everything, columns=("number",), name="t"))
     with pytest.raises(SerializationError):
         table.row(b"7", msgspec.msgpack.encode({"count": 1}), 1)
     with pytest.raises(SerializationError):

@@ -1,0 +1,106 @@
+"""A grid, sinks on temporary files, and a pump that is driven step by step."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_grid import MAPS, FakeGrid, FakeNode
+from spacegrid.pump import Pump
+from spacegrid.sink.base import Change, Part, Position
+from spacegrid.sink.sqlite import SqliteSink
+
+LIFE = "life-1"
+
+
+@pytest.fixture
+def grid() -> FakeGrid:
+    return FakeGrid()
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "sink.db"
+
+
+MakeSink = Callable[..., SqliteSink]
+
+
+@pytest.fixture
+def make_sink(database: Path, grid: FakeGrid):
+    made: list[SqliteSink] = []
+
+    def make(owner: int, *, life: str = LIFE, partition_count: int = 4, maps=MAPS) -> SqliteSink:
+        sink = SqliteSink(
+            f"sqlite:///{database}",
+            life=life,
+            owner=owner,
+            partition_count=partition_count,
+            maps=maps,
+            busy_timeout_ms=50,
+        )
+        made.append(sink)
+        return sink
+
+    yield make
+    for sink in made:
+        sink.close()
+
+
+class Driven:
+    """A pump whose rounds the test makes itself, on the test's thread."""
+
+    def __init__(self, node: FakeNode, sink, **settings) -> None:
+        self.node = node
+        self.sink = sink
+        name = "shared" if sink.fenced else "local"
+        self.pump = Pump(node, sink, name, **{"interval_s": 0, **settings})
+
+    def step(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.pump._attempt()
+
+    def settle(self) -> None:
+        """Step until everything committed is in the sink."""
+        for _ in range(50):
+            self.step()
+            status = self.pump.status()
+            if status.state == "running" and status.lag_records == 0:
+                return
+        raise AssertionError(self.pump.status())
+
+
+def part_of(
+    grid: FakeGrid, partition: int, *, epoch: int | None = None, after: Position = (0, 0)
+) -> Part:
+    """Everything that one partition's log has after a position."""
+    here = grid.partitions[partition]
+    records = [(at, changes) for at, changes in here.records if at > after]
+    flat: list[Change] = [change for _, changes in records for change in changes]
+    owned = here.epoch if epoch is None else epoch
+    return Part(partition, owned, after, records[-1][0], len(records), flat)
+
+
+def rows(database: Path, query: str) -> list[tuple]:
+    """Read the database without the sink's own code."""
+    connection = sqlite3.connect(database)
+    try:
+        return connection.execute(query).fetchall()
+    finally:
+        connection.close()
+
+
+def sql_equals(database: Path, grid: FakeGrid) -> None:
+    """The user's tables are exactly the grid's maps."""
+    from fake_grid import ORDERS, STOCK
+
+    stock = {
+        STOCK.key_codec.decode(key): STOCK.value_codec.decode(*value)
+        for key, value in grid.tables("stock").items()
+    }
+    found = {row[0]: row[1:] for row in rows(database, 'SELECT sku, "left", note FROM stock')}
+    assert found == {sku: (item.left, item.note) for sku, item in stock.items()}
+    orders = {ORDERS.key_codec.decode(key) for key in grid.tables("orders")}
+    assert {row[:2] for row in rows(database, "SELECT sku, number, value FROM orders")} == orders
