@@ -211,11 +211,12 @@ class FakeNode:
             if self._role(partition) is None:
                 raise LookupError(partition)
             here = self.grid.partitions[partition]
-            names = sorted(here.tables)
-            start = int(after or b"0")
-            end = start + self.snapshot_chunk
-            chunk = [here.tables[name] for name in names[start:end]]
-            return here.last, chunk, b"%d" % end if end < len(names) else b""
+            # By key, not by index: entries come and go between two chunks.
+            names = sorted((n for n in here.tables if repr(n).encode() > after), key=repr)
+            chosen = names[: self.snapshot_chunk]
+            more = len(names) > len(chosen)
+            chunk = [here.tables[name] for name in chosen]
+            return here.last, chunk, repr(chosen[-1]).encode() if more else b""
 
     def streams(self, partition: int) -> bytes:
         return b"streams of %d" % partition

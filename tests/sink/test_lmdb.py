@@ -1,0 +1,305 @@
+"""The LMDB sink: layout, cursors, dumps, clean stop and restart, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import lmdb
+import pytest
+from conftest import part_of
+from fake_grid import SECRET, STOCK, FakeGrid, Stock
+from spacegrid.errors import ForkedProcess, SinkMismatch, SinkUnavailable
+from spacegrid.sink import lmdb as lmdb_sink
+from spacegrid.sink.base import Resync
+from spacegrid.sink.lmdb import LmdbSink, entry_key, pack_value, unpack_value
+
+
+@pytest.fixture
+def make_sink(tmp_path: Path):
+    made: list[LmdbSink] = []
+
+    def make(folder: str = "node", *, life: str = "life-1", partition_count: int = 4) -> LmdbSink:
+        sink = LmdbSink(tmp_path / folder, life=life, partition_count=partition_count)
+        made.append(sink)
+        return sink
+
+    yield make
+    for sink in made:
+        sink.close()
+
+
+def stored(folder: Path) -> dict[tuple[int, str, bytes], bytes]:
+    """Read a store by docs/LMDB.md, without the sink's own code."""
+    copy = folder.parent / "copy"  # one process opens a store once
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir()
+    shutil.copy(folder / "data.mdb", copy)
+    environment = lmdb.open(str(copy), readonly=True, max_dbs=2)
+    entries = environment.open_db(b"entries", create=False)
+    found = {}
+    with environment.begin(db=entries) as reading:
+        for key, value in reading.cursor():
+            at = 2 if key[:2] == b"\xff\xff" else 0
+            partition = int.from_bytes(key[at : at + 2], "big")
+            name = key[at + 3 : at + 3 + key[at + 2]].decode()
+            *_, size = struct.unpack_from("<QQBIH", value)
+            start = struct.calcsize("<QQBIH")
+            found[partition, name, value[start : start + size]] = value[start + size :]
+    environment.close()
+    return found
+
+
+def truth(grid: FakeGrid, *partitions: int) -> dict[tuple[int, str, bytes], bytes]:
+    return {
+        (number, name, key): entry[3]
+        for number in partitions
+        for (name, key), entry in grid.partitions[number].tables.items()
+    }
+
+
+def fill(grid: FakeGrid, count: int = 50) -> None:
+    for number in range(count):
+        grid.put(STOCK, f"k{number % 20}", Stock(number))
+        if number % 5 == 0:
+            grid.delete(STOCK, f"k{(number + 3) % 20}")
+        grid.put(SECRET, f"s{number}", b"x" * number)
+
+
+def test_entries_are_laid_out_as_documented(grid, make_sink) -> None:
+    long_key = "k" * 600
+    grid.put(STOCK, "tea", Stock(1))
+    grid.put(SECRET, long_key, b"long")
+    sink = make_sink()
+    for number in range(4):
+        if grid.partitions[number].records:
+            sink.take({number: 1})
+            sink.write([part_of(grid, number)])
+    numbers = range(4)
+    assert stored(sink.folder) == truth(grid, *numbers)
+    partition = grid.partition_of(b"tea")
+    assert entry_key(partition, "stock", b"tea") == bytes([0, partition, 5]) + b"stocktea"
+    long_entry = entry_key(1, "secret", long_key.encode())
+    assert long_entry.startswith(b"\xff\xff\x00\x01\x06secret")
+    assert len(long_entry) == 11 + 16
+    packed = pack_value(b"key", b"value", 1, 7, 8, 9)
+    assert packed[:23] == struct.pack("<QQBIH", 7, 8, 1, 9, 3)
+    assert unpack_value(packed) == (b"key", b"value", 1, 7, 8, 9)
+
+
+def test_the_file_has_the_format_every_reader_knows(make_sink) -> None:
+    sink = make_sink()
+    sink.open()
+    assert sink._environment.lib_version()[0] == 0
+
+
+def test_a_repeated_batch_is_skipped_and_a_gap_is_not_written(grid, make_sink) -> None:
+    fill(grid)
+    sink = make_sink()
+    assert sink.take({0: 1}) == {0: None}
+    part = part_of(grid, 0)
+    sink.write([part])
+    last = grid.partitions[0].last
+    assert sink.write([part]).moved == {0: last}
+    sink.close()
+    assert sink.take({0: 1}) == {0: last}
+    assert stored(sink.folder) == truth(grid, 0)
+
+
+def test_a_copy_that_left_is_deleted_and_a_new_one_dumped(grid, make_sink) -> None:
+    fill(grid)
+    sink = make_sink()
+    sink.take({0: 1, 1: 1})
+    sink.write([part_of(grid, 0), part_of(grid, 1)])
+    sink.let_go([1], gone=True)
+    sink.let_go([0], gone=False)
+    assert stored(sink.folder) == truth(grid, 0)
+    fill(grid, 7)
+    chunks = [[entry] for entry in grid.partitions[0].tables.values()]
+    sink.resync([Resync(0, 1, grid.partitions[0].last, chunks)])
+    assert stored(sink.folder) == truth(grid, 0)
+    assert sink.take({0: 1, 1: 1}) == {0: grid.partitions[0].last, 1: None}
+
+
+def test_half_a_dump_is_no_copy(grid, make_sink) -> None:
+    fill(grid)
+    sink = make_sink()
+    sink.take({0: 1})
+    sink.write([part_of(grid, 0)])
+
+    def breaks_off():
+        yield list(grid.partitions[0].tables.values())
+        raise LookupError("the copy left")
+
+    with pytest.raises(LookupError):
+        sink.resync([Resync(0, 1, grid.partitions[0].last, breaks_off())])
+    sink.close()
+    assert sink.take({0: 1}) == {0: None}
+    assert stored(sink.folder) == {}
+
+
+def test_the_map_grows(grid, make_sink, monkeypatch) -> None:
+    monkeypatch.setattr(lmdb_sink, "MAP_BYTES_FIRST", 1 << 16)
+    sink = make_sink()
+    sink.take({number: 1 for number in range(4)})
+    for number in range(200):
+        grid.put(SECRET, f"s{number}", bytes(10_000))
+    sink.write([part_of(grid, number) for number in range(4)])
+    assert stored(sink.folder) == truth(grid, 0, 1, 2, 3)
+
+
+def clean_stop(grid: FakeGrid, sink: LmdbSink) -> dict[int, tuple[int, int]]:
+    positions = {number: grid.partitions[number].last for number in range(4)}
+    sink.take(dict.fromkeys(range(4), 1))
+    sink.write([part_of(grid, number) for number in range(4)])
+    sink.mark_clean(positions, lambda partition: b"streams %d" % partition)
+    sink.close()
+    return positions
+
+
+def test_a_clean_stop_is_loaded_once(grid, make_sink, monkeypatch) -> None:
+    monkeypatch.setattr(lmdb_sink, "LOAD_ENTRIES", 4)
+    fill(grid)
+    positions = clean_stop(grid, make_sink())
+    again = make_sink()
+    store_id = again.store_id
+    assert len(store_id) == 16
+    assert again.stored_partitions() == positions
+    loaded: dict[int, list] = {}
+    streams = {}
+    ended = set()
+    for partition, epoch, sequence, entries, blob, last in again.load():
+        assert partition not in ended
+        assert (epoch, sequence) == positions[partition]
+        assert len(entries) <= 4
+        loaded.setdefault(partition, []).extend(entries)
+        if last:
+            ended.add(partition)
+            streams[partition] = blob
+    assert ended == set(range(4))
+    assert streams == {number: b"streams %d" % number for number in range(4)}
+    for number in range(4):
+        assert sorted(loaded[number]) == sorted(grid.partitions[number].tables.values())
+    again.close()
+    # From here on a crash is a crash, whatever was loaded.
+    crashed = make_sink()
+    assert crashed.stored_partitions() == {}
+    assert list(crashed.load()) == []
+    assert crashed.store_id == store_id
+
+
+def test_the_mark_of_a_clean_stop_is_gone_before_anything_is_written(grid, make_sink) -> None:
+    fill(grid)
+    clean_stop(grid, make_sink())
+    again = make_sink()
+    again.take({0: 1})
+    again.close()
+    assert make_sink().stored_partitions() == {}
+
+
+def test_a_partition_at_another_position_is_not_called_clean(grid, make_sink) -> None:
+    fill(grid)
+    sink = make_sink()
+    sink.take({0: 1, 1: 1})
+    sink.write([part_of(grid, 0), part_of(grid, 1)])
+    sink.mark_clean({0: grid.partitions[0].last, 1: (1, 999), 2: (1, 0)}, lambda partition: b"")
+    sink.close()
+    assert list(make_sink().stored_partitions()) == [0]
+
+
+def test_a_foreign_store_is_refused(grid, make_sink) -> None:
+    first = make_sink()
+    first.open()
+    first.close()
+    for sink in (make_sink(life="life-2"), make_sink(partition_count=8)):
+        with pytest.raises(SinkMismatch, match="this node needs") as caught:
+            sink.open()
+        assert "--fresh" in str(caught.value)
+
+
+def test_damaged_identity_is_refused(make_sink) -> None:
+    sink = make_sink()
+    sink.open()
+    sink.close()
+    (sink.folder / "store.json").write_text('{"format": 1')
+    with pytest.raises(SinkMismatch, match="damaged"):
+        sink.open()
+
+
+def test_a_store_opened_twice_is_refused(make_sink) -> None:
+    first, second = make_sink(), make_sink()
+    first.open()
+    with pytest.raises(SinkUnavailable, match=f"open in process {os.getpid()}"):
+        second.open()
+    first.close()
+    second.open()
+
+
+def test_a_store_open_at_a_loss_of_power_is_set_aside(grid, make_sink) -> None:
+    fill(grid)
+    sink = make_sink()
+    sink.take({0: 1})
+    sink.write([part_of(grid, 0)])
+    sink.close()
+    identity = json.loads((sink.folder / "store.json").read_text())
+    (sink.folder / "store.json").write_text(json.dumps({**identity, "boot_id": "another"}))
+    assert sink.take({0: 1}) == {0: None}
+    assert stored(sink.folder) == {}
+    assert (sink.folder / "data.mdb.unclean").stat().st_size > 0
+
+
+def test_a_clean_store_survives_a_reboot(grid, make_sink) -> None:
+    fill(grid)
+    sink = make_sink()
+    positions = clean_stop(grid, sink)
+    identity = json.loads((sink.folder / "store.json").read_text())
+    (sink.folder / "store.json").write_text(json.dumps({**identity, "boot_id": "another"}))
+    assert make_sink().stored_partitions() == positions
+
+
+def test_the_first_failed_fsync_is_final(grid, make_sink, monkeypatch) -> None:
+    fill(grid)
+    sink = make_sink()
+    sink.take({0: 1})
+    sink.write([part_of(grid, 0)])
+
+    class Broken:
+        def __getattr__(self, name):
+            return getattr(sink_environment, name)
+
+        def sync(self, force):
+            raise lmdb.DiskError("EIO")
+
+    sink_environment = sink._environment
+    sink._environment = Broken()
+    with pytest.raises(SinkUnavailable, match="EIO"):
+        sink.sync()
+    sink._environment = sink_environment
+    with pytest.raises(SinkUnavailable, match="earlier fsync failed"):
+        sink.mark_clean({0: grid.partitions[0].last}, lambda partition: b"")
+    assert not (sink.folder / "clean.json").exists()
+
+
+def test_a_forked_child_is_told_so(tmp_path: Path) -> None:
+    script = f"""
+import os, sys
+from spacegrid.sink.lmdb import LmdbSink
+from spacegrid.errors import ForkedProcess
+sink = LmdbSink({str(tmp_path)!r}, life="l", partition_count=1)
+sink.open()
+child = os.fork()
+if child == 0:
+    try:
+        sink.take({{0: 1}})
+    except ForkedProcess:
+        os._exit(7)
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 7
+    assert issubclass(ForkedProcess, RuntimeError)
