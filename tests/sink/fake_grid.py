@@ -1,8 +1,9 @@
 """A grid in memory that pumps can be tried on: logs, tables, owners, zombies, gaps.
 
-`FakeGrid` is the truth: per partition a committed log and the tables that follow from it. `FakeNode` is
-one node's view of it and what a pump reads (`spacegrid.pump.source.LogSource`); a node can be frozen, so
-that it goes on believing what it knew, as one that was stopped and resumed would.
+`FakeGrid` is the truth: per partition a committed log and the tables that follow from it.
+`FakeNode` is one node's view of it and what a pump reads (`spacegrid.pump.source.LogSource`); a
+node can be frozen, so that it goes on believing what it knew, as one that was stopped and resumed
+would.
 """
 
 from __future__ import annotations

@@ -17,7 +17,8 @@ from fake_grid import SECRET, STOCK, FakeGrid, Stock
 from spacegrid.errors import ForkedProcess, SinkMismatch, SinkUnavailable
 from spacegrid.sink import lmdb as lmdb_sink
 from spacegrid.sink.base import Resync
-from spacegrid.sink.lmdb import LmdbSink, entry_key, pack_value, unpack_value
+from spacegrid.sink.lmdb import LmdbSink
+from spacegrid.sink.lmdb_layout import entry_key, pack_value, unpack_value
 
 
 @pytest.fixture

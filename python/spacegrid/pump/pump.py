@@ -22,16 +22,17 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, Literal, TypeVar, cast
 
 from spacegrid.errors import ConfigError, SinkMismatch, SinkUnavailable, SpaceGridError
-from spacegrid.limits import RECORD_BYTES_MAX, SNAPSHOT_CHUNK_BYTES
+from spacegrid.limits import RECORD_BYTES_MAX
 from spacegrid.pump.plan import Backoff, Pace, Plan, Steps
+from spacegrid.pump.resync import begin_resync, group_by_size
 from spacegrid.pump.source import LogSource
 from spacegrid.pump.status import PumpState, PumpStatus
-from spacegrid.sink.base import DeadLetter, Entry, LocalSink, Part, Position, Resync, SharedSink
+from spacegrid.sink.base import DeadLetter, LocalSink, Part, Position, SharedSink
 
 __all__ = ["Pump"]
 
@@ -46,9 +47,6 @@ LOG_BYTES_PRESSING: Final = 16 << 20
 """A quarter of the log's default bound: from here on batches don't wait for their interval."""
 LOOK_MAX_S: Final = 0.05
 """Longest time spent writing between two looks at the roles."""
-RESYNC_ENTRIES_MAX: Final = 200_000
-"""Entries of the partitions that are rewritten in one transaction; a larger one goes alone."""
-RESYNC_ATTEMPTS: Final = 3
 
 log = logging.getLogger(__name__)
 
@@ -402,21 +400,13 @@ class Pump:
 
     def _resync(self, partitions: Sequence[int], epochs: dict[int, int]) -> None:
         entries = {row[0]: row[6] for row in self._source.roles()}
-        group: list[int] = []
-        size = 0
-        for partition in partitions:
-            if group and size + entries.get(partition, 0) > RESYNC_ENTRIES_MAX:
-                self._resync_group(group, epochs)
-                group, size = [], 0
-            group.append(partition)
-            size += entries.get(partition, 0)
-        if group:
+        for group in group_by_size(partitions, entries):
             self._resync_group(group, epochs)
 
     def _resync_group(self, partitions: Sequence[int], epochs: dict[int, int]) -> None:
         resyncs = []
         for partition in partitions:
-            begun = self._begin_resync(partition, epochs[partition])
+            begun = begin_resync(self._source, self.name, partition, epochs[partition])
             if begun is not None:
                 resyncs.append(begun)
         written = False
@@ -448,26 +438,6 @@ class Pump:
             self._sink.name,
             outcome.rows,
         )
-
-    def _begin_resync(self, partition: int, epoch: int) -> Resync | None:
-        """Read the first chunk and pin the log there; None when it has to wait for another look."""
-        for _ in range(RESYNC_ATTEMPTS):
-            try:
-                position, entries, after = self._source.snapshot(
-                    partition, b"", SNAPSHOT_CHUNK_BYTES
-                )
-            except LookupError:
-                return None
-            if self._source.set_cursor(self.name, partition, *position):
-                chunks = self._chunks(partition, entries, after)
-                return Resync(partition, epoch, position, chunks)
-        return None
-
-    def _chunks(self, partition: int, entries: list[Entry], after: bytes) -> Iterator[list[Entry]]:
-        yield entries
-        while after:
-            _, entries, after = self._source.snapshot(partition, after, SNAPSHOT_CHUNK_BYTES)
-            yield entries
 
     # ---- batches ----
 

@@ -7,7 +7,7 @@ the directory ``lmdb`` under the node's data folder:
 - ``clean.json``: there only between a clean stop and the next load: its content is
   {"partitions": {p: [epoch, sequence]}}.
 - ``owner.lock``: locked while a node has the store open.
-- ``data.mdb``: database ``entries`` (`entry_key`, `VALUE_HEAD`) and database ``meta`` with
+- ``data.mdb``: database ``entries`` (`spacegrid.sink.lmdb_layout`) and database ``meta`` with
   ``cursor/`` and ``streams/`` plus the partition (u16 BE) as keys.
 
 Invariants:
@@ -26,9 +26,7 @@ Who calls: the node's local pump from its own thread; before it starts, whoever 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
-import struct
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -42,25 +40,25 @@ import msgspec
 
 from spacegrid.errors import ForkedProcess, SinkMismatch, SinkUnavailable
 from spacegrid.sink.base import Change, Entry, Part, Position, Resync, Written
+from spacegrid.sink.lmdb_layout import (
+    CURSOR,
+    change_value,
+    entry_key,
+    entry_prefixes,
+    meta_key,
+    pack_value,
+    read_entry,
+    with_prefix,
+)
 
-__all__ = ["LmdbSink", "LoadChunk", "entry_key", "pack_value", "unpack_value"]
+__all__ = ["LmdbSink", "LoadChunk"]
 
 STORE_FORMAT: Final = 1
 LIB_VERSION: Final = 0
 """The 0.9 file format, which every LMDB reader knows."""
 MAP_BYTES_FIRST: Final = 64 << 20
 MAP_BYTES_MAX: Final = 1 << 44
-KEY_BYTES_PLAIN_MAX: Final = 500
-"""LMDB takes 511 bytes; a longer entry key is stored by its digest."""
-LONG_PREFIX: Final = b"\xff\xff"
-"""No partition has this number (PARTITIONS_MAX), so long keys sort behind all others."""
-DIGEST_BYTES: Final = 16
 LOAD_ENTRIES: Final = 2000
-
-VALUE_HEAD: Final = struct.Struct("<QQBIH")
-"""version, expires_at_ms (0 never), codec, schema, length of the full key that follows."""
-CURSOR: Final = struct.Struct("<IQ")
-"""epoch, sequence."""
 
 LoadChunk = tuple[int, int, int, list[Entry], bytes, bool]
 """(partition, epoch, sequence, entries, request results, last): the arguments of ``Node.load``."""
@@ -169,7 +167,7 @@ class LmdbSink:
             with environment.begin(db=self._meta) as reading:
                 self._cursors = {
                     int.from_bytes(key[7:], "big"): CURSOR.unpack(value)
-                    for key, value in _with_prefix(reading.cursor(), b"cursor/")
+                    for key, value in with_prefix(reading.cursor(), b"cursor/")
                 }
             identity.boot_id = boot_id
             _write_durably(self.folder / "store.json", msgspec.json.encode(identity))
@@ -291,14 +289,14 @@ class LmdbSink:
     def _load(self, stored: Mapping[int, Position]) -> Iterator[LoadChunk]:
         for partition, (epoch, sequence) in sorted(stored.items()):
             with self._errors(), self._environment.begin() as reading:
-                streams = reading.get(_meta_key(b"streams/", partition), db=self._meta) or b""
+                streams = reading.get(meta_key(b"streams/", partition), db=self._meta) or b""
                 chunk: list[Entry] = []
-                for prefix in _entry_prefixes(partition):
-                    for key, value in _with_prefix(reading.cursor(db=self._entries), prefix):
+                for prefix in entry_prefixes(partition):
+                    for key, value in with_prefix(reading.cursor(db=self._entries), prefix):
                         if len(chunk) == LOAD_ENTRIES:
                             yield partition, epoch, sequence, chunk, b"", False
                             chunk = []
-                        chunk.append(_entry(key, value))
+                        chunk.append(read_entry(key, value))
                 yield partition, epoch, sequence, chunk, streams, True
 
     # ---- owning partitions ----
@@ -351,7 +349,7 @@ class LmdbSink:
             if change[3] is None:
                 writing.delete(key, db=self._entries)
             else:
-                puts.append((key, _value_of(change)))
+                puts.append((key, change_value(change)))
         if puts:
             with writing.cursor(db=self._entries) as cursor:
                 cursor.putmulti(puts)
@@ -386,13 +384,13 @@ class LmdbSink:
             cursor.putmulti(puts)
 
     def _put_cursor(self, partition: int, position: Position, writing: Any) -> None:
-        writing.put(_meta_key(b"cursor/", partition), CURSOR.pack(*position), db=self._meta)
+        writing.put(meta_key(b"cursor/", partition), CURSOR.pack(*position), db=self._meta)
 
     def _delete(self, partition: int, writing: Any) -> None:
-        writing.delete(_meta_key(b"cursor/", partition), db=self._meta)
-        writing.delete(_meta_key(b"streams/", partition), db=self._meta)
+        writing.delete(meta_key(b"cursor/", partition), db=self._meta)
+        writing.delete(meta_key(b"streams/", partition), db=self._meta)
         with writing.cursor(db=self._entries) as cursor:
-            for prefix in _entry_prefixes(partition):
+            for prefix in entry_prefixes(partition):
                 while cursor.set_range(prefix) and cursor.key().startswith(prefix):
                     cursor.delete()
 
@@ -426,7 +424,7 @@ class LmdbSink:
 
         def put_streams(writing: Any) -> None:
             for partition, blob in blobs.items():
-                writing.put(_meta_key(b"streams/", partition), blob, db=self._meta)
+                writing.put(meta_key(b"streams/", partition), blob, db=self._meta)
 
         blobs = {partition: streams(partition) for partition in whole}
         self._transact(put_streams)
@@ -468,72 +466,6 @@ class LmdbSink:
             raise
         except (lmdb.Error, OSError) as error:
             raise SinkUnavailable(f"{self.name}: {error}", sink=self.name) from error
-
-
-def entry_key(partition: int, name: str, key: bytes, prefix: bytes | None = None) -> bytes:
-    """Key of an entry in the database ``entries``.
-
-    Args:
-        partition: Its partition.
-        name: Map name.
-        key: Key bytes.
-        prefix: ``partition`` as u16 BE, where the caller has it.
-
-    Returns:
-        Partition u16 BE, length of the map name u8, map name, key. Where that is over 500 bytes:
-        FF FF, then the same with the key's 16-byte BLAKE2b digest in its place.
-    """
-    partition_bytes = partition.to_bytes(2, "big") if prefix is None else prefix
-    name_bytes = name.encode()
-    head = partition_bytes + len(name_bytes).to_bytes(1, "big") + name_bytes
-    if len(head) + len(key) <= KEY_BYTES_PLAIN_MAX:
-        return head + key
-    return LONG_PREFIX + head + hashlib.blake2b(key, digest_size=DIGEST_BYTES).digest()
-
-
-def pack_value(
-    key: bytes, value: bytes, codec: int, version: int, expires_at_ms: int, schema: int
-) -> bytes:
-    """Value of an entry in the database ``entries``."""
-    return VALUE_HEAD.pack(version, expires_at_ms, codec, schema, len(key)) + key + value
-
-
-def unpack_value(data: bytes) -> tuple[bytes, bytes, int, int, int, int]:
-    """(key, value, codec, version, expires_at_ms, schema) of a stored value."""
-    version, expires_at_ms, codec, schema, size = VALUE_HEAD.unpack_from(data)
-    end = VALUE_HEAD.size + size
-    return data[VALUE_HEAD.size : end], data[end:], codec, version, expires_at_ms, schema
-
-
-def _value_of(change: Change) -> bytes:
-    _, schema, key, value, codec, version, expires_at_ms, _ = change
-    assert value is not None
-    return VALUE_HEAD.pack(version, expires_at_ms, codec, schema, len(key)) + key + value
-
-
-def _entry(stored_key: bytes, data: bytes) -> Entry:
-    key, value, codec, version, expires_at_ms, schema = unpack_value(data)
-    start = 3 if not stored_key.startswith(LONG_PREFIX) else 5
-    name = stored_key[start : start + stored_key[start - 1]].decode()
-    return name, schema, key, value, codec, version, expires_at_ms
-
-
-def _entry_prefixes(partition: int) -> tuple[bytes, bytes]:
-    head = partition.to_bytes(2, "big")
-    return head, LONG_PREFIX + head
-
-
-def _meta_key(what: bytes, partition: int) -> bytes:
-    return what + partition.to_bytes(2, "big")
-
-
-def _with_prefix(cursor: Any, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
-    if not cursor.set_range(prefix):
-        return
-    for key, value in cursor.iternext():
-        if not key.startswith(prefix):
-            return
-        yield key, value
 
 
 def _boot_id() -> str:

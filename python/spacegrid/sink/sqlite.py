@@ -20,26 +20,13 @@ Who calls: a pump's thread, and nobody else on the same object.
 
 from __future__ import annotations
 
-import datetime
-import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import groupby
-from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
-
-import msgspec
 
 from spacegrid import _core
-from spacegrid.errors import (
-    ConfigError,
-    SerializationError,
-    SinkError,
-    SinkMismatch,
-    SinkUnavailable,
-)
+from spacegrid.errors import SinkError, SinkUnavailable
 from spacegrid.sink.base import Change, DeadLetter, Part, Position, Resync, Written
 from spacegrid.sink.checkpoint import (
     Mark,
@@ -49,52 +36,15 @@ from spacegrid.sink.checkpoint import (
     encode_marks,
     refuse_foreign,
 )
-from spacegrid.sink.tables import Column, Table, quote, tables_of
+from spacegrid.sink.sqlite_replay import HeldKey, Replay, position_of, touch
+from spacegrid.sink.sqlite_schema import ROW_ERRORS, SqlTable, create_own_tables, sqlite_path
+from spacegrid.sink.tables import tables_of
 from spacegrid.types import Map
 
 __all__ = ["BUSY_TIMEOUT_MS", "SqliteSink", "sqlite_path"]
 
 BUSY_TIMEOUT_MS: Final = 5000
 """How long a transaction waits for another writer before the sink counts as away."""
-ERROR_TEXT_MAX: Final = 2000
-SQL_VARIABLES: Final = 500
-"""Values in one statement; SQLite's own limit has been 999."""
-
-_SQL_TYPES: Final = {
-    "int": "INTEGER",
-    "float": "REAL",
-    "text": "TEXT",
-    "blob": "BLOB",
-    "json": "TEXT",
-}
-
-_OWN_TABLES: Final = """
-CREATE TABLE IF NOT EXISTS spacegrid_checkpoint (
-    owner INTEGER PRIMARY KEY, life TEXT NOT NULL, partition_count INTEGER NOT NULL,
-    rev INTEGER NOT NULL, partitions TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS spacegrid_dead_letters (
-    id INTEGER PRIMARY KEY AUTOINCREMENT, partition INTEGER NOT NULL,
-    epoch INTEGER NOT NULL, sequence INTEGER NOT NULL,
-    last_epoch INTEGER NOT NULL, last_sequence INTEGER NOT NULL,
-    error TEXT NOT NULL, parked_at TEXT NOT NULL, record BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS spacegrid_held_keys (
-    map TEXT NOT NULL, key BLOB NOT NULL, partition INTEGER NOT NULL, dead_letter INTEGER NOT NULL,
-    PRIMARY KEY (map, key)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS spacegrid_held_keys_partition ON spacegrid_held_keys (partition);
-"""
-
-# What one record can be guilty of; everything else that sqlite3 raises means that the sink is away.
-_ROW_ERRORS: Final = (
-    SerializationError,
-    sqlite3.IntegrityError,
-    sqlite3.DataError,
-    sqlite3.InterfaceError,
-    sqlite3.ProgrammingError,
-    OverflowError,
-    UnicodeEncodeError,
-)
-
-HeldKey = tuple[str, bytes]
 
 
 class _Deposed(Exception):
@@ -135,8 +85,7 @@ class SqliteSink:
         self._life = life
         self._partition_count = partition_count
         self._busy_timeout_ms = busy_timeout_ms
-        self._tables = tables_of(maps)
-        self._statements = {name: _Statements(table) for name, table in self._tables.items()}
+        self._tables = {name: SqlTable(table) for name, table in tables_of(maps).items()}
         self._connection: sqlite3.Connection | None = None
         self._mine = OwnerRow(owner, 0)
         self._fresh = False  # whether _mine is as the database has it
@@ -157,8 +106,7 @@ class SqliteSink:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
             with self._transaction() as database:
-                for statement in _OWN_TABLES.split(";\n"):
-                    database.execute(statement)
+                create_own_tables(database)
                 refuse_foreign(
                     self.name,
                     self._life,
@@ -168,39 +116,13 @@ class SqliteSink:
                     ),
                 )
                 for table in self._tables.values():
-                    self._make_table(database, table)
+                    table.prepare(database, self.name)
                 # The owner's row is there, alone, before the first batch needs to compare its rev.
                 database.execute(
                     "INSERT OR IGNORE INTO spacegrid_checkpoint VALUES (?, ?, ?, ?, '{}')",
                     (self._mine.owner, self._life, self._partition_count, self._mine.rev + 1),
                 )
         self._reload()
-
-    def _make_table(self, database: sqlite3.Connection, table: Table) -> None:
-        columns = [
-            f"{quote(c.name)} {_SQL_TYPES[c.kind]}{'' if c.nullable else ' NOT NULL'}"
-            for c in table.columns
-        ]
-        keys = ", ".join(quote(c.name) for c in table.keys)
-        database.execute(
-            f"CREATE TABLE IF NOT EXISTS {quote(table.name)} "
-            f"({', '.join(columns)}, PRIMARY KEY ({keys}))"
-        )
-        found = [
-            (name, kind.upper(), bool(key))
-            for _, name, kind, _, _, key in database.execute(
-                f"PRAGMA table_info({quote(table.name)})"
-            )
-        ]
-        expected = [_expected(c, True) for c in table.keys]
-        expected += [_expected(c, False) for c in table.values]
-        if sorted(found) != sorted(expected):
-            raise SinkMismatch(
-                f"table {table.name!r} of {self.name} has columns {_described(found)}, "
-                f"map {table.name!r} needs {_described(expected)}\n"
-                "hint: rename the table or the map, or begin anew with --fresh",
-                sink=self.name,
-            )
 
     def close(self) -> None:
         """Let go of the database; safe to call twice."""
@@ -324,10 +246,10 @@ class SqliteSink:
             with self._errors(), self._transaction() as database:
                 self._store(database, mine, self._mine.rev)
                 written.rows = self._write_coalesced(database, due)
-        except _ROW_ERRORS:
+        except ROW_ERRORS:
             with self._errors(), self._transaction() as database:
                 self._store(database, mine, self._mine.rev)
-                replay = _Replay(self, database)
+                replay = Replay(database, self._tables, self._held)
                 for part in due:
                     replay.run(part)
             written.rows, written.parked = replay.rows, replay.parked
@@ -337,38 +259,29 @@ class SqliteSink:
 
     def _write_coalesced(self, database: sqlite3.Connection, due: Sequence[Part]) -> int:
         last: dict[HeldKey, Change] = {}
-        touched: dict[int, tuple[int, Position]] = {}
+        touched: dict[int, Position] = {}
         tables, held = self._tables, self._held
         for part in due:
             for change in part.changes:
                 if change[0] in tables:
                     key = (change[0], change[2])
                     if held and key in held:
-                        touched[held[key]] = (part.partition, _position(change[5]))
+                        touched[held[key]] = position_of(change[5])
                     else:
                         last[key] = change
-        self._touch(database, touched)
+        touch(database, touched)
         upserts: dict[str, list[tuple[Any, ...]]] = {}
         deletes: dict[str, list[tuple[Any, ...]]] = {}
         for name, _, key_bytes, value, codec, _, _, _ in last.values():
             if value is None:
-                deletes.setdefault(name, []).append(tables[name].key_row(key_bytes))
+                deletes.setdefault(name, []).append(tables[name].table.key_row(key_bytes))
             else:
-                upserts.setdefault(name, []).append(tables[name].row(key_bytes, value, codec))
+                upserts.setdefault(name, []).append(tables[name].table.row(key_bytes, value, codec))
         for name, rows in deletes.items():
-            database.executemany(self._statements[name].delete, rows)
+            database.executemany(self._tables[name].delete, rows)
         for name, rows in upserts.items():
-            database.executemany(self._statements[name].upsert, rows)
+            database.executemany(self._tables[name].upsert, rows)
         return len(last)
-
-    def _touch(
-        self, database: sqlite3.Connection, touched: Mapping[int, tuple[int, Position]]
-    ) -> None:
-        """Move the last position of dead letters whose held keys were written again."""
-        database.executemany(
-            "UPDATE spacegrid_dead_letters SET last_epoch = ?, last_sequence = ? WHERE id = ?",
-            [(*position, letter) for letter, (_, position) in touched.items()],
-        )
 
     # ---- full resync ----
 
@@ -389,7 +302,7 @@ class SqliteSink:
         try:
             with self._errors(), self._transaction() as database:
                 self._store(database, mine, self._mine.rev)
-                replay = _Replay(self, database)
+                replay = Replay(database, self._tables, self._held)
                 present: dict[str, set[bytes]] = {name: set() for name in self._tables}
                 for resync in due:
                     for chunk in resync.chunks:
@@ -413,8 +326,8 @@ class SqliteSink:
         for name, table in self._tables.items():
             there = present[name]
             absent: list[tuple[Any, ...]] = []
-            for row in database.execute(self._statements[name].select_keys):
-                key = table.stored_key(row)
+            for row in database.execute(self._tables[name].select_keys):
+                key = table.table.stored_key(row)
                 if (
                     key is not None
                     and key not in there
@@ -422,7 +335,7 @@ class SqliteSink:
                     and _core.partition_of(key, self._partition_count) in partitions
                 ):
                     absent.append(row)
-            database.executemany(self._statements[name].delete, absent)
+            database.executemany(self._tables[name].delete, absent)
             count += len(absent)
         return count
 
@@ -480,7 +393,7 @@ class SqliteSink:
                 for name, key in letter.keys:
                     entry = read(name, key)
                     if name in self._tables:
-                        self._write_one(database, name, key, entry)
+                        self._tables[name].write_one(database, key, entry)
                 database.execute(
                     "DELETE FROM spacegrid_held_keys WHERE dead_letter = ?", (letter_id,)
                 )
@@ -492,7 +405,7 @@ class SqliteSink:
                 sink=self.name,
                 partition=letter.partition,
             ) from None
-        except _ROW_ERRORS as error:
+        except ROW_ERRORS as error:
             raise SinkError(
                 f"dead letter {letter_id} is still refused by {self.name}: {error}", sink=self.name
             ) from error
@@ -500,19 +413,6 @@ class SqliteSink:
         for held in letter.keys:
             self._held.pop(held, None)
             self._held_partitions.get(letter.partition, set()).discard(held)
-
-    def _write_one(
-        self,
-        database: sqlite3.Connection,
-        name: str,
-        key: bytes,
-        entry: tuple[bytes, int] | None,
-    ) -> None:
-        table, statements = self._tables[name], self._statements[name]
-        if entry is None:
-            database.execute(statements.delete, table.key_row(key))
-        else:
-            database.execute(statements.upsert, table.row(key, *entry))
 
     def _load_held(
         self, database: sqlite3.Connection, partitions: Iterable[int]
@@ -561,171 +461,8 @@ class SqliteSink:
     def _errors(self) -> Iterator[None]:
         try:
             yield
-        except _ROW_ERRORS:
+        except ROW_ERRORS:
             raise
         except (sqlite3.Error, OSError) as error:
             self._fresh = False
             raise SinkUnavailable(f"{self.name}: {error}", sink=self.name) from error
-
-
-class _Statements:
-    """The SQL of one table, written once."""
-
-    __slots__ = ("delete", "select_keys", "upsert")
-
-    def __init__(self, table: Table) -> None:
-        name = quote(table.name)
-        keys = [quote(c.name) for c in table.keys]
-        values = [quote(c.name) for c in table.values]
-        marks = ", ".join("?" * len(table.columns))
-        sets = ", ".join(f"{column} = excluded.{column}" for column in values)
-        self.upsert = (
-            f"INSERT INTO {name} ({', '.join(keys + values)}) VALUES ({marks}) "
-            f"ON CONFLICT ({', '.join(keys)}) DO {f'UPDATE SET {sets}' if sets else 'NOTHING'}"
-        )
-        matches = " AND ".join(f"{column} = ?" for column in keys)
-        self.delete = f"DELETE FROM {name} WHERE {matches}"
-        self.select_keys = f"SELECT {', '.join(keys)} FROM {name}"
-
-
-class _Replay:
-    """Records one by one inside an open transaction; what fails alone is parked.
-
-    The sink's own state changes only after the commit: `holds` is what to add then.
-    """
-
-    def __init__(self, sink: SqliteSink, database: sqlite3.Connection) -> None:
-        self._sink = sink
-        self._database = database
-        self._held = dict(sink._held)
-        self.holds: list[tuple[HeldKey, int, int]] = []
-        self.rows = 0
-        self.parked = 0
-
-    def run(self, part: Part) -> None:
-        """Write one part in log order."""
-        for version, group in groupby(part.changes, key=lambda change: change[5]):
-            record = list(group)
-            mine = [change for change in record if change[0] in self._sink._tables]
-            keys = {(change[0], change[2]) for change in mine}
-            position = _position(version)
-            self._sink._touch(
-                self._database,
-                {self._held[key]: (part.partition, position) for key in keys if key in self._held},
-            )
-            free = [change for change in mine if (change[0], change[2]) not in self._held]
-            error = self._attempt(
-                [(c[0], c[2], None if c[3] is None else (c[3], c[4])) for c in free]
-            )
-            if error is not None:
-                self._park(part.partition, position, record, keys, error)
-
-    def snapshot(
-        self, resync: Resync, chunk: Sequence[Any], present: Mapping[str, set[bytes]]
-    ) -> None:
-        """Write entries of a snapshot; what fails alone is parked at the snapshot's position."""
-        due = []
-        for name, _, key, value, codec, _, _ in chunk:
-            if name in present:
-                present[name].add(key)
-                if (name, key) not in self._held:
-                    due.append((name, key, (value, codec)))
-        if self._attempt_many(due) is None:
-            return
-        for name, key, entry in due:
-            error = self._attempt([(name, key, entry)])
-            if error is not None:
-                change = (name, 0, key, entry[0], entry[1], 0, 0, False)
-                self._park(resync.partition, resync.position, [change], {(name, key)}, error)
-
-    def _attempt_many(self, due: list[tuple[str, bytes, tuple[bytes, int]]]) -> str | None:
-        rows: dict[str, list[tuple[Any, ...]]] = {}
-
-        def run() -> None:
-            for name, key, entry in due:
-                rows.setdefault(name, []).append(self._sink._tables[name].row(key, *entry))
-            for name, batch in rows.items():
-                self._database.executemany(self._sink._statements[name].upsert, batch)
-
-        return self._guarded(run, len(due))
-
-    def _attempt(self, writes: Sequence[tuple[str, bytes, tuple[bytes, int] | None]]) -> str | None:
-        def run() -> None:
-            for name, key, entry in writes:
-                self._sink._write_one(self._database, name, key, entry)
-
-        return self._guarded(run, len(writes))
-
-    def _guarded(self, run: Callable[[], None], count: int) -> str | None:
-        """Run inside a savepoint; the error's text if a row is at fault, with nothing written."""
-        self._database.execute("SAVEPOINT one")
-        try:
-            run()
-        except _ROW_ERRORS as error:
-            self._database.execute("ROLLBACK TO one")
-            self._database.execute("RELEASE one")
-            return f"{type(error).__name__}: {error}"
-        self._database.execute("RELEASE one")
-        self.rows += count
-        return None
-
-    def _park(
-        self,
-        partition: int,
-        position: Position,
-        record: Sequence[Change],
-        keys: set[HeldKey],
-        error: str,
-    ) -> None:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        letter = self._database.execute(
-            "INSERT INTO spacegrid_dead_letters (partition, epoch, sequence, last_epoch, "
-            "last_sequence, error, parked_at, record) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                partition,
-                *position,
-                *position,
-                error[:ERROR_TEXT_MAX],
-                now,
-                msgspec.msgpack.encode(record),
-            ),
-        ).lastrowid
-        assert letter is not None
-        self.parked += 1
-        for key in sorted(keys):
-            if key not in self._held:
-                self._database.execute(
-                    "INSERT INTO spacegrid_held_keys VALUES (?, ?, ?, ?)", (*key, partition, letter)
-                )
-                self._held[key] = letter
-                self.holds.append((key, partition, letter))
-
-
-def sqlite_path(url: str) -> Path:
-    """File of a ``sqlite:///`` URL.
-
-    Args:
-        url: ``sqlite:///relative.db`` or ``sqlite:////absolute.db``.
-
-    Raises:
-        ConfigError: Anything else; a database in memory can't be a sink.
-    """
-    parts = urlsplit(url)
-    path = unquote(parts.path[1:])
-    if parts.scheme != "sqlite" or parts.netloc or not path or path == ":memory:":
-        raise ConfigError(
-            f"SQL target is {url!r}, must be sqlite:///FILE or sqlite:////ABSOLUTE/FILE"
-        )
-    return Path(os.path.expanduser(path))
-
-
-def _position(version: int) -> Position:
-    return version >> 40, version & ((1 << 40) - 1)
-
-
-def _expected(column: Column, is_key: bool) -> tuple[str, str, bool]:
-    return column.name, _SQL_TYPES[column.kind], is_key
-
-
-def _described(columns: Iterable[tuple[str, str, bool]]) -> str:
-    return ", ".join(f"{name} {kind}{' key' if key else ''}" for name, kind, key in sorted(columns))
