@@ -200,12 +200,12 @@ class HashRing:
 
 # ---- placement of partitions (rust/py/src/assign.rs) ----
 
-type AssignNode = str | tuple[str] | tuple[str, float] | tuple[str, float, str | None]
+type _AssignNode = str | tuple[str] | tuple[str, float] | tuple[str, float, str | None]
 
 def assign(
     partition_count: int,
     copies: int,
-    nodes: Sequence[AssignNode],
+    nodes: Sequence[_AssignNode],
     current: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
     """Assign partitions to nodes: balanced to the last copy, with the fewest moves.

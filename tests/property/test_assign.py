@@ -5,7 +5,6 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from spacegrid._core import assign
 
 BALANCE_MAX = 1.05

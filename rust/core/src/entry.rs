@@ -309,18 +309,22 @@ mod tests {
     proptest! {
         #[test]
         fn content_round_trips(
-            key in prop::collection::vec(any::<u8>(), 0..100), value in prop::collection::vec(any::<u8>(), 0..300),
-            other in prop::collection::vec(any::<u8>(), 0..300), version: u64, codec: u8, tombstone: bool,
+            key in prop::collection::vec(any::<u8>(), 0..100),
+            value in prop::collection::vec(any::<u8>(), 0..300),
+            other in prop::collection::vec(any::<u8>(), 0..300),
+            version: u64, codec: u8, tombstone: bool,
             expires_at_ms in prop_oneof![Just(0), any::<u64>()],
         ) {
             let first = Content { value: &value, codec, version, expires_at_ms, tombstone };
             let mut entry = Entry::new(&key, &first);
             prop_assert_eq!((entry.key(), entry.content()), (&key[..], first));
-            prop_assert_eq!(entry.allocated_bytes(), entry_bytes(key.len(), value.len(), expires_at_ms != 0));
+            let bytes = entry_bytes(key.len(), value.len(), expires_at_ms != 0);
+            prop_assert_eq!(entry.allocated_bytes(), bytes);
             let second = Content { value: &other, codec: !codec, ..first };
             let taken = entry.overwrite(&second);
             prop_assert_eq!(taken, other.len() == value.len());
-            prop_assert_eq!((entry.key(), entry.content()), (&key[..], if taken { second } else { first }));
+            let now = if taken { second } else { first };
+            prop_assert_eq!((entry.key(), entry.content()), (&key[..], now));
         }
     }
 }

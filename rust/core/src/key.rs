@@ -165,7 +165,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tuples_round_trip(parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 1..20)) {
+        fn tuples_round_trip(
+            parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..200), 1..20),
+        ) {
             let key = encode_tuple(&parts).unwrap();
             let split = split_tuple(&key).unwrap();
             prop_assert_eq!(split, parts.iter().map(Vec::as_slice).collect::<Vec<_>>());

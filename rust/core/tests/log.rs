@@ -64,7 +64,7 @@ proptest! {
                 }
                 Step::Trim { upto } => {
                     let upto = cursors.values().copied().min().unwrap_or(upto).min(upto);
-                    let gone = list.iter().filter(|(position, _)| position.sequence <= upto).count();
+                    let gone = list.iter().filter(|(p, _)| p.sequence <= upto).count();
                     base = gone.checked_sub(1).map_or(base, |index| list[index].0);
                     list.drain(..gone);
                     prop_assert_eq!(log.trim(upto), gone);
@@ -80,7 +80,7 @@ proptest! {
             for from in base.sequence.saturating_sub(2)..base.sequence + 8 {
                 let expected: Vec<Position> =
                     list.iter().map(|(p, _)| *p).filter(|p| p.sequence >= from).collect();
-                let found: Vec<Position> = log.iter_from(from).map(|entry| entry.position).collect();
+                let found: Vec<Position> = log.iter_from(from).map(|e| e.position).collect();
                 prop_assert_eq!(&found, &expected);
                 let get = log.get(from).map(|entry| entry.position);
                 prop_assert_eq!(get, expected.first().copied().filter(|p| p.sequence == from));

@@ -115,7 +115,12 @@ proptest! {
     }
 
     #[test]
-    fn wrong_fields_behind_a_right_checksum_never_panic(parts in parts(), at: usize, byte: u8, cut: usize) {
+    fn wrong_fields_behind_a_right_checksum_never_panic(
+        parts in parts(),
+        at: usize,
+        byte: u8,
+        cut: usize,
+    ) {
         let record = encoded(&parts);
         let mut wrong = record.clone();
         let place = 4 + at % (record.len() - 4);
@@ -139,7 +144,10 @@ proptest! {
     }
 
     #[test]
-    fn positions_pack_in_order(a in (0..=EPOCH_MAX, 0..=SEQUENCE_MAX), b in (0..=EPOCH_MAX, 0..=SEQUENCE_MAX)) {
+    fn positions_pack_in_order(
+        a in (0..=EPOCH_MAX, 0..=SEQUENCE_MAX),
+        b in (0..=EPOCH_MAX, 0..=SEQUENCE_MAX),
+    ) {
         let (a, b) = (Position::new(a.0, a.1), Position::new(b.0, b.1));
         prop_assert_eq!(Position::unpack(a.pack()), a);
         prop_assert_eq!(a.pack().cmp(&b.pack()), a.cmp(&b));

@@ -19,9 +19,11 @@ fn step() -> impl Strategy<Value = Step> {
     let expiry = prop_oneof![2 => Just(0u64), 1 => 1u64..20];
     prop_oneof![
         12 => (0u8..6, 0u8..40, 0usize..64, expiry)
-            .prop_map(|(map, key, size, expires_at_ms)| Step::Put { map, key, size, expires_at_ms }),
-        3 => (0u8..6, 0u8..40, 0u64..100).prop_map(|(map, key, version)| Step::Newer { map, key, version }),
-        6 => (0u8..6, 0u8..40, any::<bool>()).prop_map(|(map, key, keep)| Step::Delete { map, key, keep }),
+            .prop_map(|(map, key, size, at)| Step::Put { map, key, size, expires_at_ms: at }),
+        3 => (0u8..6, 0u8..40, 0u64..100)
+            .prop_map(|(map, key, version)| Step::Newer { map, key, version }),
+        6 => (0u8..6, 0u8..40, any::<bool>())
+            .prop_map(|(map, key, keep)| Step::Delete { map, key, keep }),
         1 => Just(Step::DropTombstones),
         1 => Just(Step::Clear),
     ]
@@ -33,6 +35,10 @@ struct Known {
     version: u64,
     expires_at_ms: u64,
     tombstone: bool,
+}
+
+fn entry(value: &[u8], version: u64, expires_at_ms: u64, tombstone: bool) -> Known {
+    Known { value: value.to_vec(), version, expires_at_ms, tombstone }
 }
 
 type Model = BTreeMap<String, BTreeMap<(u64, Vec<u8>), Known>>;
@@ -101,22 +107,23 @@ proptest! {
                     let (map, place) = (format!("map-{map}"), place(key));
                     let value = vec![size as u8; size];
                     store.put(&map, 0, &place.1, &value, 1, version, expires_at_ms);
-                    let known = Known { value, version, expires_at_ms, tombstone: false };
+                    let known = entry(&value, version, expires_at_ms, false);
                     model.entry(map).or_default().insert(place, known);
                 }
                 Step::Newer { map, key, version } => {
                     let (map, place) = (format!("map-{map}"), place(key));
                     let older = model.get(&map).and_then(|entries| entries.get(&place));
                     let newer = older.is_none_or(|known| known.version < version);
-                    prop_assert_eq!(store.put_if_newer(&map, 0, &place.1, b"new", 0, version, 0), newer);
+                    let wrote = store.put_if_newer(&map, 0, &place.1, b"new", 0, version, 0);
+                    prop_assert_eq!(wrote, newer);
                     if newer {
-                        let known = Known { value: b"new".to_vec(), version, expires_at_ms: 0, tombstone: false };
+                        let known = entry(b"new", version, 0, false);
                         model.entry(map).or_default().insert(place, known);
                     }
                 }
                 Step::Delete { map, key, keep } => {
                     let (map, place) = (format!("map-{map}"), place(key));
-                    let known = Known { value: Vec::new(), version, expires_at_ms: 0, tombstone: true };
+                    let known = entry(b"", version, 0, true);
                     let before = if keep {
                         model.entry(map.clone()).or_default().insert(place.clone(), known)
                     } else {
@@ -127,7 +134,9 @@ proptest! {
                 }
                 Step::DropTombstones => {
                     store.drop_tombstones();
-                    model.values_mut().for_each(|entries| entries.retain(|_, known| !known.tombstone));
+                    for entries in model.values_mut() {
+                        entries.retain(|_, known| !known.tombstone);
+                    }
                 }
                 Step::Clear => {
                     store.clear();

@@ -23,6 +23,9 @@ const DETACHED_BATCH_MIN: usize = 256;
 /// Keys of a batch that are read together.
 const BLOCK_KEYS: usize = 64;
 
+// The signature below states the number as Python's own signature has to show it.
+const _: () = assert!(VIRTUAL_NODES_DEFAULT == 150);
+
 /// Adds the class to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<HashRing>()
@@ -58,7 +61,7 @@ struct HashRing {
 #[pymethods]
 impl HashRing {
     #[new]
-    #[pyo3(signature = (nodes = None, *, virtual_nodes = VIRTUAL_NODES_DEFAULT))]
+    #[pyo3(signature = (nodes = None, *, virtual_nodes = 150))]
     fn new(nodes: Option<&Bound<'_, PyAny>>, virtual_nodes: u32) -> PyResult<Self> {
         let ring = Ring::new(virtual_nodes).map_err(error_of)?;
         let state = State { ring, names: Vec::new() };

@@ -1,9 +1,9 @@
 //! Passing the primary role among the holders of partitions.
 //!
-//! A change of role moves no data. Whole numbers always work out: giving every holder of a partition
-//! an equal part of its primary gives every node its copies divided by the copies of a partition, and
-//! where parts balance, whole roles rounded down or up do too. They are found by the shortest chains
-//! of hand-overs. Callers: `assign`.
+//! A change of role moves no data. Whole numbers always work out: giving every holder of a
+//! partition an equal part of its primary gives every node its copies divided by the copies of a
+//! partition, and where parts balance, whole roles rounded down or up do too. They are found by the
+//! shortest chains of hand-overs. Callers: `assign`.
 
 /// Passes the primary role among the holders until every node has its part, with few changes.
 pub(super) fn balance(holders: &mut [Vec<u32>], node_count: usize) {
@@ -60,7 +60,8 @@ fn pass(
     Some(end)
 }
 
-/// Passes one primary role to `start`, over as few nodes as possible, from a node that can `spare` it.
+/// Passes one primary role to `start`, over as few nodes as possible, from a node that can `spare`
+/// it.
 fn take(
     holders: &mut [Vec<u32>],
     held: &[Vec<usize>],
