@@ -659,11 +659,11 @@ class Client:
     def delete_many(
         self, map: int, keys: Sequence[bytes | str], waiter: object, timeout_ms: int
     ) -> int: ...
-    def about(self, number: int) -> tuple[str, int, bytes, int] | None:
-        """What an operation was, for messages: (verb, map index, key, partition); verb is get, put, delete, incr,
-        call, size, scan or contains.
+    def about(self, number: int) -> tuple[str, int, int] | None:
+        """What an operation was, for messages: (verb, map index, partition).
 
-        Known for what the last on_frame(), on_frame_futures() or expire() returned, and for every open number.
+        verb: get, put, delete, incr, call, size, scan, contains. Known for what the last on_frame(),
+        on_frame_futures() or expire() has returned and was neither OK nor MISS.
         """
 
     def resend(self, number: int, waiter: object, timeout_ms: int) -> None:

@@ -10,6 +10,7 @@ Who calls: users, tests of users' units.
 from __future__ import annotations
 
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spacegrid.client.asynchronous import AsyncGrid
@@ -31,7 +32,8 @@ def _node(units: tuple[type[Any], ...], data: Any, sql: str | None) -> Any:
     # The node brings servers, sinks and units with it; a client of a cluster never needs them.
     from spacegrid.node.embedded import EmbeddedNode
 
-    return EmbeddedNode(units, data=data, sql=sql)
+    folder = None if data is None else Path(data)
+    return EmbeddedNode(units, data=folder, sql=sql or "")
 
 
 def open(

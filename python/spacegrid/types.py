@@ -313,6 +313,19 @@ class ValueCodec(Generic[V]):
             raise TooLarge(f"value has {len(data)} bytes, must have at most {VALUE_BYTES_MAX}")
         return data
 
+    def decode_packed(self, data: bytes) -> V:
+        """Read one stored msgpack value; `decode` for the codec that most entries have.
+
+        Raises:
+            SerializationError: The bytes are not of the declared type.
+        """
+        try:
+            return cast(V, self._decoder.decode(data))
+        except (msgspec.MsgspecError, RecursionError) as error:
+            raise SerializationError(
+                f"stored value is no {_type_name(self.value_type)}: {error}"
+            ) from error
+
     def decode(self, data: bytes, codec: int = CODEC_MSGPACK) -> V:
         """Read one stored value.
 
@@ -332,12 +345,7 @@ class ValueCodec(Generic[V]):
                     f"stored value is plain bytes, not a {_type_name(self.value_type)}"
                 )
             return cast(V, data)
-        try:
-            return cast(V, self._decoder.decode(data))
-        except (msgspec.MsgspecError, RecursionError) as error:
-            raise SerializationError(
-                f"stored value is no {_type_name(self.value_type)}: {error}"
-            ) from error
+        return self.decode_packed(data)
 
     def __repr__(self) -> str:
         return f"ValueCodec({_type_name(self.value_type)})"

@@ -67,7 +67,7 @@ class Calls:
             packed = handler.bind(args, kwargs)
         index = session.handlers.get(handler)
         if index is None:
-            index = session.register(name, 0, CODEC_MSGPACK, decode)
+            index = session.register(name, 0, CODEC_MSGPACK)
             session.handlers[handler] = index
 
         def finish(waiter: Waiter) -> Any:

@@ -49,8 +49,7 @@ class BlockingMap(Generic[K, V]):
         self._session = session
         values = spec.value_codec
         self._codec = values.codec
-        decode = None if values.codec == CODEC_BYTES else values.decode_packed
-        self._index = session.register(spec.name, values.schema, values.codec, decode)
+        self._index = session.register(spec.name, values.schema, values.codec)
         key_type: Any = spec.key_codec.key_type
         self._raw_key: type | None = key_type if key_type in (str, bytes) else None
         self._pack_key = spec.key_codec.encode
@@ -278,10 +277,20 @@ class BlockingMap(Generic[K, V]):
         core = self._session.core
         waiter = self._session.run(core.get_many, self._index, (self._keys(listed),), timeout)
 
-        def read(_status: int, value: Any, _version: int, codec: int) -> Any:
-            return None if value is None else self.spec.value_codec.decode(value, codec)
-
-        found = self._each(waiter, listed, read)
+        decode = self.spec.value_codec.decode
+        if waiter.status == Status.OK and not any(type(v) is tuple for v in waiter.value):
+            codec = self._codec
+            return {
+                key: decode(value, codec)
+                for key, value in zip(listed, waiter.value, strict=True)
+                if value is not None
+            }
+        # Some key failed, or some entry was packed by another codec than the map's.
+        found = self._each(
+            waiter,
+            listed,
+            lambda _status, value, _version, codec: None if value is None else decode(value, codec),
+        )
         return {key: value for key, value in found.items() if value is not None}
 
     def put_many(
@@ -308,7 +317,8 @@ class BlockingMap(Generic[K, V]):
         packed = self._keys(listed), [encode(value) for value in listed.values()], self._codec
         core = self._session.core
         waiter = self._session.run(core.put_many, self._index, packed, timeout, (ttl_to_ms(ttl),))
-        self._each(waiter, list(listed), lambda _status, _value, version, _codec: version)
+        if waiter.status != Status.OK:
+            self._each(waiter, list(listed), lambda _status, _value, version, _codec: version)
 
     def delete_many(self, keys: Iterable[K], *, timeout: Duration | None = None) -> int:
         """Delete entries; each succeeds or fails alone.
@@ -324,6 +334,8 @@ class BlockingMap(Generic[K, V]):
             return 0
         core = self._session.core
         waiter = self._session.run(core.delete_many, self._index, (self._keys(listed),), timeout)
+        if waiter.status == Status.OK:
+            return sum(waiter.value)
         found = self._each(waiter, listed, lambda status, *_rest: status == Status.OK)
         return sum(found.values())
 
@@ -331,8 +343,6 @@ class BlockingMap(Generic[K, V]):
         self, waiter: Waiter, keys: list[K], read: Callable[[int, Any, int, int], T]
     ) -> dict[K, T]:
         """Results by key of a ``*_many`` operation."""
-        if waiter.status == Status.OK:
-            return dict(zip(keys, waiter.value, strict=True))
         results: dict[K, T] = {}
         failures: dict[Any, errors.SpaceGridError] = {}
         for key, (status, value, version, codec, number) in zip(keys, waiter.value, strict=True):

@@ -165,13 +165,11 @@ class BlockingSession:
 
     # ---- maps and handlers
 
-    def register(
-        self, name: str, schema: int, codec: int, decode: Callable[[bytes], Any] | None
-    ) -> int:
+    def register(self, name: str, schema: int, codec: int) -> int:
         """Make a map or handler known to the core; returns its index there."""
         self.check()
         with self._lock:
-            index = self.core.map(name, schema, codec, decode)
+            index = self.core.map(name, schema, codec)
             self.names[index] = name
         return index
 
@@ -203,7 +201,7 @@ class BlockingSession:
             try:
                 for method, index, arguments, options in operations:
                     waiter = Waiter()
-                    method(index, *arguments, waiter, timeout_ms, *options)
+                    waiter.number = method(index, *arguments, waiter, timeout_ms, *options) or 0
                     waiters.append(waiter)
             except (TypeError, ValueError, OverflowError) as error:
                 raise refusal(error) from error
@@ -256,28 +254,36 @@ class BlockingSession:
                     self._settled.wait(max(1, until_ms - now) / 1000)
                     continue
             if frames:
-                self._exchange(frames, event_ms)
+                self._exchange(waiters, frames, event_ms)
             elif refresh:
                 self._refresh()
 
-    def _exchange(self, frames: list[tuple[int, bytes]], event_ms: int | None) -> None:
+    def _exchange(
+        self, waiters: list[Waiter], frames: list[tuple[int, bytes]], event_ms: int | None
+    ) -> None:
         wait_s = ATTEMPT_S
         if event_ms is not None:
             wait_s = min(wait_s, max(0.001, (event_ms - monotonic_ms()) / 1000))
         addressed = [(self._addresses[slot], frame) for slot, frame in frames]
         answers = self._transport.exchange(addressed, wait_s)
         now = monotonic_ms()
+        refused: errors.SpaceGridError | None = None
         with self._lock:
             for (slot, _frame), answer in zip(frames, answers, strict=True):
                 if isinstance(answer, ExchangeFailed):
                     self.core.on_disconnect(slot, now, answer.sent)
                     self._refresh_at_ms = 0
+                    refused = refused or answer.error
                     continue
                 try:
                     for reply in answer:
                         self._settle(self.core.on_frame(slot, reply, now))
                 except _core.FrameError:
                     self.core.on_disconnect(slot, now, True)
+            if refused is not None:
+                for waiter in waiters:
+                    self.core.cancel(waiter.number)
+                raise refused
 
     def _settle(self, completions: list[_core.Completion]) -> None:
         for waiter, status, value, version, codec, _copies, number in completions:

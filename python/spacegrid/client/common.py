@@ -269,19 +269,9 @@ def describe(core: _core.Client, names: Mapping[int, str], number: int) -> tuple
     about = core.about(number)
     if about is None:
         return f"request {core.stream}-{number}", None
-    verb, index, key, partition = about
+    verb, index, partition = about
     name = names.get(index, "")
-    if verb == "call":
-        return f"call {name} at {_shown(key)}", partition
-    return f"{verb} {_shown(key)} in map {name!r}" if key else f"{verb} map {name!r}", partition
-
-
-def _shown(key: bytes) -> str:
-    try:
-        text = repr(key.decode()) if key[:1] != b"\xc1" else repr(_core.split_key(key))
-    except UnicodeDecodeError:
-        text = repr(key)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return (f"call {name}" if verb == "call" else f"{verb} in map {name!r}"), partition
 
 
 def failure_of(

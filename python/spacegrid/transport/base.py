@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from spacegrid._core import Node
+    from spacegrid.errors import SpaceGridError
 
 __all__ = [
     "BlockingTransport",
@@ -93,10 +94,12 @@ class ExchangeFailed:
     Attributes:
         reason: For messages.
         sent: Whether the frame may have left this process.
+        error: Set when asking again can't help.
     """
 
     reason: str
     sent: bool
+    error: SpaceGridError | None = None
 
 
 class ClientLink(Protocol):

@@ -21,7 +21,7 @@ from typing import Final
 import grpc
 import grpc.aio
 
-from spacegrid.errors import ConnectionFailed, ProtocolError, SpaceGridError
+from spacegrid.errors import ConnectionFailed, ProtocolError, SpaceGridError, TooLarge
 from spacegrid.transport.base import (
     ExchangeFailed,
     OnDown,
@@ -38,6 +38,7 @@ __all__ = ["GrpcBlockingTransport", "GrpcClientTransport", "routes_of"]
 CONNECT_TIMEOUT_S: Final = 2.0
 _NEVER_SENT: Final = "failed to connect"
 """How gRPC begins the details of a call that found no connection to be sent on."""
+_TOO_LARGE: Final = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
 _REFUSED: Final = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED)
 
 
@@ -277,6 +278,11 @@ class GrpcBlockingTransport:
 
 
 def _failed(address: str, error: grpc.RpcError) -> ExchangeFailed:
-    details = error.details() or ""
-    code = error.code()
-    return ExchangeFailed(f"{address}: {code.name}: {details}", not details.startswith(_NEVER_SENT))
+    code, details = error.code(), error.details() or ""
+    reason = f"{address}: {code.name}: {details}"
+    final: SpaceGridError | None = None
+    if code in _TOO_LARGE:
+        final = TooLarge(f"{details}\nhint: ask for fewer keys at once")
+    elif code in _REFUSED:
+        final = ProtocolError(reason)
+    return ExchangeFailed(reason, not details.startswith(_NEVER_SENT), final)
