@@ -375,13 +375,7 @@ class Pump:
         gaps: list[int] = []
         for partition in wanted:
             if partition not in granted:
-                log.info(
-                    "pump %s: partition %d has a newer owner than epoch %d in %s",
-                    self.name,
-                    partition,
-                    wanted[partition],
-                    self._sink.name,
-                )
+                log.info("%s: partition %d has a newer owner", self._sink.name, partition)
                 self._plan.refuse(partition)
                 continue
             position = granted[partition] or (0, 0)
@@ -431,13 +425,7 @@ class Pump:
         self._written_rows += outcome.rows
         self._batch_count += 1
         self._parked_count = self._count_parked()
-        log.info(
-            "pump %s: wrote %d partitions whole into %s, %d rows",
-            self.name,
-            done,
-            self._sink.name,
-            outcome.rows,
-        )
+        log.info("%s: %d partitions written whole, %d rows", self._sink.name, done, outcome.rows)
 
     # ---- batches ----
 
@@ -465,12 +453,7 @@ class Pump:
         self._written_rows += written.rows
         if written.parked:
             self._parked_count = self._count_parked()
-            log.warning(
-                "pump %s: %s refuses %d records, parked as dead letters",
-                self.name,
-                self._sink.name,
-                written.parked,
-            )
+            log.warning("%s refuses %d records: dead letters", self._sink.name, written.parked)
         return records + len(written.moved)
 
     def _settle(self, partition: int, position: Position) -> None:
