@@ -96,6 +96,14 @@ pub enum CoreError {
         /// The quota in bytes.
         limit: u64,
     },
+    /// So much is open already that nothing more is taken.
+    #[error("too much is open: the limit of {what} is {limit}")]
+    Full {
+        /// What there is too much of.
+        what: &'static str,
+        /// How much may be open.
+        limit: u64,
+    },
     /// A map is used with another schema than the one it was first used with.
     #[error("map {map:?} has schema {known:#010x}, not {given:#010x}")]
     SchemaMismatch {
@@ -148,6 +156,7 @@ impl CoreError {
             Self::Trailing { .. } => "trailing",
             Self::NotNext { .. } => "not_next",
             Self::MemoryFull { .. } => "memory_full",
+            Self::Full { .. } => "full",
             Self::SchemaMismatch { .. } => "schema_mismatch",
             Self::EmptyRing => "empty_ring",
             Self::UnknownNode { .. } => "unknown_node",

@@ -8,6 +8,7 @@
 
 pub mod assign;
 mod bytes;
+pub mod client;
 pub mod entry;
 pub mod error;
 pub mod frame;

@@ -1,6 +1,6 @@
 //! How errors of core look in Python.
 
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyOverflowError, PyValueError};
 use pyo3::prelude::*;
 use spacegrid_core::CoreError;
 
@@ -13,7 +13,10 @@ pyo3::create_exception!(
 
 /// An argument that core refuses.
 pub fn refused(error: CoreError) -> PyErr {
-    PyValueError::new_err(error.to_string())
+    match error {
+        CoreError::Full { .. } => PyOverflowError::new_err(error.to_string()),
+        _ => PyValueError::new_err(error.to_string()),
+    }
 }
 
 /// Bytes from outside that core refuses.

@@ -6,7 +6,9 @@
 #![allow(missing_docs, reason = "the contract is python/spacegrid/_core.pyi")]
 
 mod assign;
+mod client;
 mod errors;
+mod frames;
 mod keys;
 mod node;
 mod ring;
@@ -20,6 +22,8 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     errors::register(module)?;
     assign::register(module)?;
+    client::register(module)?;
+    frames::register(module)?;
     keys::register(module)?;
     node::register(module)?;
     ring::register(module)?;

@@ -463,6 +463,18 @@ pub struct Parts<'a> {
     pub value: &'a [u8],
 }
 
+impl Parts<'_> {
+    /// An upper bound of the operation's length in bytes.
+    #[inline]
+    pub fn encoded_length(&self) -> usize {
+        let token = match &self.token {
+            Some((token, chain)) => 26 + token.path.len() + chain.bytes.len(),
+            None => 0,
+        };
+        OPERATION_BYTES + 16 + token + self.key.len() + self.value.len()
+    }
+}
+
 /// Refuses what no frame may hold: the sender's half of the decoder's checks.
 pub fn check_parts(opcode: Opcode, parts: &Parts<'_>) -> Result<()> {
     check_key(parts.key)?;
@@ -613,13 +625,7 @@ impl RequestBuilder {
         let lowest = if explicit { operation.number } else { operation.token.lowest };
         let span = operation.number.checked_sub(lowest).filter(|_| lowest > 0);
         let open_span = span.ok_or(CoreError::Invalid { what: "an open span", value: lowest })?;
-        let grown = operation.key.len()
-            + operation.value.len()
-            + operation.chain.bytes.len()
-            + PATH_BYTES_MAX
-            + OPERATION_BYTES
-            + 48
-            + operation.map.len();
+        let grown = parts.encoded_length() + operation.map.len() + 5;
         let full = self.count > 0
             && (self.count as usize == FRAME_OPERATIONS_MAX
                 || self.length() + grown > FRAME_BYTES_MAX
