@@ -8,6 +8,7 @@ record is committed or cut. The real node runs under the same host in test_unit_
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -93,6 +94,7 @@ class FakeNode:
         self.commit_at_once = True
         self.committed = 0
         self.tickets: list[tuple[int, int]] = []
+        self.on_ticket: Callable[[], None] = lambda: None
         self._waiting: dict[bytes, deque[FakeTurn]] = {}
         self._numbers = 0
 
@@ -134,4 +136,5 @@ class FakeNode:
         if sequence <= self.committed:
             return True
         self.tickets.append((sequence, ticket))
+        self.on_ticket()
         return False

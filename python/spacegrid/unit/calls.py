@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from spacegrid import _core
 from spacegrid.errors import SpaceGridError
+from spacegrid.wire.status import Status
 
-from .failure import Status, error_from
+from .failure import error_from
 
 if TYPE_CHECKING:
     from .turn import OutgoingCall, TurnRun

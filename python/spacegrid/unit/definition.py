@@ -185,9 +185,7 @@ class _Namespace(dict[str, Any]):
 
 class _UnitType(type):
     @classmethod
-    def __prepare__(  # type: ignore[override]
-        metacls, name: str, bases: tuple[type, ...], /, **options: Any
-    ) -> _Namespace:
+    def __prepare__(metacls, name: str, bases: tuple[type, ...], /, **options: Any) -> _Namespace:
         return _Namespace()
 
 

@@ -5,22 +5,20 @@ bounded. Some errors of the grid that a handler lets through keep their own stat
 outermost caller is told the truth: above all, a nested call whose outcome is unknown makes the
 whole turn's outcome unknown, and the client's retry (same token) runs the turn again.
 
-Who calls: `host`, `turn`. Statuses are those of proto/FRAME.md.
+Who calls: `host`, `calls`.
 """
 
 from __future__ import annotations
 
 import logging
 import traceback
-from enum import IntEnum
 from typing import Final
-
-import msgspec
 
 from spacegrid import errors
 from spacegrid.errors import SpaceGridError
+from spacegrid.wire.status import TIMEOUT, Status, error_of, pack_handler_error
 
-__all__ = ["FailureLog", "Status", "error_from", "failure_of", "handler_failure"]
+__all__ = ["FailureLog", "error_from", "failure_of", "handler_failure"]
 
 MESSAGE_BYTES_MAX: Final = 4096
 TRACEBACK_BYTES_MAX: Final = 16 * 1024
@@ -28,64 +26,9 @@ TRACEBACK_FRAMES: Final = 20
 FAILURE_KINDS_MAX: Final = 1000
 
 
-class Status(IntEnum):
-    """Statuses of a reply that units use; see proto/FRAME.md."""
-
-    OK = 0
-    MISS = 1
-    CONFLICT = 2
-    NOT_PRIMARY = 3
-    UNAVAILABLE = 4
-    LOST = 5
-    NOT_ENOUGH_COPIES = 6
-    BACKPRESSURE = 7
-    MEMORY_FULL = 8
-    UNKNOWN = 9
-    STALE_REQUEST = 10
-    TOKEN_REUSED = 11
-    SCHEMA_MISMATCH = 12
-    WRONG_TYPE = 13
-    HANDLER_ERROR = 14
-    NO_SUCH_HANDLER = 15
-    CALL_CYCLE = 16
-    INVALID = 17
-    TOO_LARGE = 18
-    WRONG_ROUTING_KEY = 19
-    TIMEOUT = 255
-    """At the deadline, surely not applied."""
-
-
-class Failure(msgspec.Struct):
-    """The value of a HANDLER_ERROR reply: one msgpack map."""
-
-    type: str = ""
-    message: str = ""
-    traceback: str = ""
-
-
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Failure).decode
-
 _KEPT: Final[dict[type[BaseException], Status]] = {
     errors.WrongRoutingKey: Status.WRONG_ROUTING_KEY,
     errors.CallCycle: Status.CALL_CYCLE,
-}
-
-_RAISED: Final[dict[int, type[SpaceGridError]]] = {
-    Status.NOT_PRIMARY: errors.NotPrimary,
-    Status.UNAVAILABLE: errors.PartitionUnavailable,
-    Status.LOST: errors.PartitionLost,
-    Status.NOT_ENOUGH_COPIES: errors.NotEnoughCopies,
-    Status.BACKPRESSURE: errors.Backpressure,
-    Status.MEMORY_FULL: errors.MemoryFull,
-    Status.STALE_REQUEST: errors.StaleRequest,
-    Status.TOKEN_REUSED: errors.RequestReused,
-    Status.SCHEMA_MISMATCH: errors.SchemaMismatch,
-    Status.WRONG_TYPE: errors.WrongType,
-    Status.CALL_CYCLE: errors.CallCycle,
-    Status.INVALID: errors.SerializationError,
-    Status.TOO_LARGE: errors.TooLarge,
-    Status.WRONG_ROUTING_KEY: errors.WrongRoutingKey,
 }
 
 
@@ -123,12 +66,10 @@ def handler_failure(error: BaseException) -> bytes:
         )
     except Exception as broken:
         text = f"<{type(broken).__name__} while its traceback was made>"
-    return _encode(
-        Failure(
-            type=type(error).__name__[:255],
-            message=_cut(message, MESSAGE_BYTES_MAX),
-            traceback=_cut(text, TRACEBACK_BYTES_MAX, keep_end=True),
-        )
+    return pack_handler_error(
+        type(error).__name__[:255],
+        _cut(message, MESSAGE_BYTES_MAX),
+        _cut(text, TRACEBACK_BYTES_MAX, keep_end=True),
     )
 
 
@@ -140,29 +81,11 @@ def error_from(status: int, value: bytes, handler: str) -> SpaceGridError:
         value: The reply's value.
         handler: ``"Unit.handler"`` that was called.
     """
-    if status == Status.HANDLER_ERROR:
-        try:
-            failure = _decode(value)
-        except (msgspec.MsgspecError, RecursionError):
-            failure = Failure(message="(its failure can't be read)")
-        return errors.HandlerError(
-            f"{handler}: {failure.type}: {failure.message}",
-            handler=handler,
-            error_type=failure.type,
-            remote_traceback=failure.traceback,
-        )
-    text = value.decode(errors="replace")
-    if status == Status.NO_SUCH_HANDLER:
-        return errors.NoSuchHandler(text or f"no node has the handler {handler!r}", handler=handler)
-    if status in (Status.UNKNOWN, Status.TIMEOUT):
+    if status in (Status.UNKNOWN, TIMEOUT):
         return errors.DeadlineExceeded(
             f"the call of {handler} had no answer in time", maybe_applied=status == Status.UNKNOWN
         )
-    kind = _RAISED.get(status, errors.ProtocolError)
-    if kind is errors.Backpressure:  # its value is a hint in milliseconds, not a text
-        text = ""
-    name = Status(status).name if status in Status._value2member_map_ else str(status)
-    return kind(f"the call of {handler} failed: {text or name}")
+    return error_of(status, value, f"call of {handler}")
 
 
 class FailureLog:

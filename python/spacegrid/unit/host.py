@@ -33,11 +33,12 @@ from typing import Any, Final
 from spacegrid import _core, clock
 from spacegrid.errors import SpaceGridError
 from spacegrid.types import Map
+from spacegrid.wire.status import Status
 
 from .arguments import InvalidArguments
 from .calls import CallDesk
 from .definition import Unit
-from .failure import FailureLog, Status, failure_of, handler_failure
+from .failure import FailureLog, failure_of, handler_failure
 from .runner import Runner, Spare, call_plain, counters, install, new_event_loop, take_first_step
 from .turn import Binding, OutgoingCall, TurnRun
 
@@ -180,7 +181,6 @@ class UnitHost:
     async def _shut_down(self, timeout_s: float) -> None:
         assert self._loop is not None
         assert self._all_ended is not None
-        self._stopping = True
         if self._suspended:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._all_ended.wait(), timeout_s)
@@ -283,6 +283,7 @@ class UnitHost:
                 self._desk.settled(payload)
             else:
                 assert self._loop is not None
+                self._stopping = True
                 self._stopper = self._loop.create_task(self._shut_down(payload))
         self._run_slice()
 
