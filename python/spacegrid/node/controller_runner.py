@@ -29,6 +29,7 @@ from spacegrid.machine.events import (
     DrainRequested,
     RegistrationsChanged,
     TableObserved,
+    Ticked,
     WriteDone,
     WriteRefused,
     WriteTable,
@@ -169,6 +170,17 @@ class ControllerRunner:
             raise
         for effect in effects:
             self._spawn(self._write(effect))
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due_ms = self._machine.next_deadline_ms()
+        if due_ms is not None:
+            delay_s = max(0.0, (due_ms - clock.monotonic_ms()) / 1000)
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(delay_s, self._handle, Ticked())
 
     async def _write(self, effect: WriteTable) -> None:
         try:

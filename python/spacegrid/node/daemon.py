@@ -46,6 +46,7 @@ from spacegrid.node.engine import Engine
 from spacegrid.node.installed import declared_maps, load_units, route_arguments
 from spacegrid.node.internal import InternalClient
 from spacegrid.node.log import get_logger
+from spacegrid.node.no_units import NoUnits
 from spacegrid.node.options import server_options
 from spacegrid.node.peers import Peer, PeerLinks
 from spacegrid.node.servers.admin import AdminService
@@ -56,15 +57,13 @@ from spacegrid.node.sinks import open_shared_sink
 from spacegrid.node.store import NodeStore
 from spacegrid.node.view import ClusterView
 from spacegrid.pump import Pump
-from spacegrid.unit.host import UnitHost
+from spacegrid.unit import UnitHost
 from spacegrid.v1 import admin_pb2_grpc, data_pb2_grpc, peers_pb2_grpc, units_pb2_grpc
-from spacegrid.wire.status import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from spacegrid._core import Turn
-    from spacegrid.unit.turn import OutgoingCall
+    from spacegrid.unit import OutgoingCall
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -246,7 +245,7 @@ class Daemon:
             self._host = host
             engine.units = host
         else:
-            engine.units = _NoUnits(engine)
+            engine.units = NoUnits()
         if self._store is not None and self._store.sink is not None:
             self._add_pump("lmdb", Pump(node, self._store.sink, name="local"))
         if self.config.sql:
@@ -450,24 +449,6 @@ class Daemon:
         value = status.SERVING if serving else status.NOT_SERVING
         for service in ("", "spacegrid.v1.Data", "spacegrid.v1.Units"):
             await self._health.set(service, value)
-
-
-class _NoUnits:
-    """Ends turns on a node without units: the handler is not here."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def run(self, turns: list[Turn]) -> None:
-        """Refuse turns."""
-        waiting = list(turns)
-        while waiting:
-            turn = waiting.pop()
-            message = f"no unit is installed here, {turn.handler} can't run".encode()
-            waiting += turn.fail(Status.NO_SUCH_HANDLER, message, clock.now_ms())
-
-    def settled(self, tickets: list[int]) -> None:
-        """Nobody waits for a ticket."""
 
 
 def die(error: BaseException) -> None:

@@ -48,6 +48,7 @@ class Engine:
         pumps: Data pumps, woken when there may be something to write.
         peer_frame: Takes (copy, frame) for another node.
         changes: Takes requests for changes of the ownership table.
+        on_tick: Called on every tick, on the thread that ticks.
         fatal: Takes an error that must not be: the process or the grid ends.
     """
 
@@ -58,6 +59,7 @@ class Engine:
         self.pumps: Sequence[Pump] = ()
         self.peer_frame: Callable[[int, bytes], None] = _no_peer
         self.changes: Callable[[list[ChangeRequest]], None] = _no_changes
+        self.on_tick: Callable[[], None] | None = None
         self._deliver: dict[int, Deliver] = {}
         self._connections = itertools.count(1)
         self._lock = threading.Lock()
@@ -193,6 +195,8 @@ class Engine:
     def _step(self) -> None:
         try:
             self.node.tick(clock.now_ms())
+            if self.on_tick is not None:
+                self.on_tick()
         except BaseException as error:
             self._closed.set()
             self.fatal(error)

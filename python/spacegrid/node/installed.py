@@ -13,7 +13,7 @@ from typing import Any
 
 from spacegrid.errors import ConfigError
 from spacegrid.types import Map
-from spacegrid.unit.definition import Unit, handlers_of, maps_of
+from spacegrid.unit import Unit, handlers_of, maps_of
 
 
 def load_units(names: Iterable[str]) -> list[type[Unit]]:

@@ -28,7 +28,7 @@ from spacegrid.wire.status import Status
 
 if TYPE_CHECKING:
     from spacegrid._core import Completion
-    from spacegrid.unit.turn import OutgoingCall
+    from spacegrid.unit import OutgoingCall
 
     _Call: TypeAlias = grpc.aio.StreamStreamCall[data_pb2.Frame, data_pb2.Frame]
 

@@ -1,0 +1,71 @@
+"""The command line without a grid: parsing, refusals, exit codes, and where text goes."""
+
+import json
+from pathlib import Path
+
+import pytest
+from spacegrid.cli import EXIT_FAILED, EXIT_USAGE, app
+from spacegrid.errors import ConfigError
+from spacegrid.node.up import remove
+from typer.testing import CliRunner
+
+NOBODY = "127.0.0.1:1"
+
+
+@pytest.fixture
+def run() -> CliRunner:
+    return CliRunner()
+
+
+def test_help_names_every_command_but_the_hidden_one(run: CliRunner) -> None:
+    text = run.invoke(app, ["--help"]).stdout
+    for command in ("node", "up", "put", "get", "delete", "status", "partitions", "flush", "stop"):
+        assert command in text
+    assert "Run the coordinator" not in text
+
+
+def test_version_is_printed(run: CliRunner) -> None:
+    result = run.invoke(app, ["--version"])
+    assert result.exit_code == 0
+    assert result.stdout.startswith("spacegrid ")
+
+
+def test_a_public_address_is_refused_with_the_reason(run: CliRunner) -> None:
+    result = run.invoke(app, ["node", "--listen", "0.0.0.0:7700"])
+    assert result.exit_code == EXIT_USAGE
+    assert "no TLS yet" in result.stderr
+    assert result.stdout == ""
+
+
+def test_json_makes_errors_documents_on_stderr(run: CliRunner) -> None:
+    result = run.invoke(app, ["node", "--partitions", "0", "--json"])
+    assert result.exit_code == EXIT_USAGE
+    document = json.loads(result.stderr)
+    assert document["error"] == "config"
+    assert "allowed is 1 to 65535" in document["message"]
+
+
+def test_a_value_that_is_no_json_is_refused(run: CliRunner) -> None:
+    result = run.invoke(app, ["put", "stock", "tea", "{left: 10}", "--at", NOBODY])
+    assert result.exit_code == EXIT_USAGE
+    assert "is not JSON" in result.stderr
+
+
+def test_nobody_at_the_address_is_an_error_and_no_traceback(run: CliRunner) -> None:
+    result = run.invoke(app, ["status"], env={"SPACEGRID_ADDRESS": NOBODY})
+    assert result.exit_code == EXIT_FAILED
+    assert result.stderr.startswith(f"error: no node answers at {NOBODY}")
+
+
+def test_fresh_deletes_only_what_a_cluster_has_made(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    (folder / "node-1").mkdir(parents=True)
+    (folder / "node-1" / "log.txt").write_text("")
+    (folder / "coordinator").mkdir()
+    remove(folder)
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"thesis\.tex"):
+        remove(folder)
+    assert (folder / "thesis.tex").exists()

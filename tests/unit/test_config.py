@@ -1,0 +1,99 @@
+"""Settings: which source wins, and that a wrong value is refused with its name, value and limit."""
+
+from pathlib import Path
+
+import pytest
+from spacegrid.config import NodeConfig, check, is_loopback, load, parse_size, split_address
+from spacegrid.errors import ConfigError
+
+
+def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text('[node]\ncopies = 3\nlog_level = "debug"\nname = "from-file"\n')
+    environ = {"SPACEGRID_COPIES": "4", "SPACEGRID_NAME": "from-environment"}
+    settings = load({"name": "from-flag", "copies": None}, environ=environ, file=file)
+    assert (settings.name, settings.copies, settings.log_level) == ("from-flag", 4, "debug")
+    assert settings.partitions == NodeConfig().partitions
+
+
+def test_the_file_can_be_named_in_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text("copies = 1\nunits = ['shop:Shop', 'shop:Orders']\n")
+    settings = load({}, environ={"SPACEGRID_CONFIG": str(file)})
+    assert settings.copies == 1
+    assert settings.units == ("shop:Shop", "shop:Orders")
+
+
+def test_a_node_without_a_name_is_called_by_its_port() -> None:
+    assert load({"listen": "127.0.0.1:7801"}, environ={}).name == "node-7801"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("listen", "0.0.0.0:7700", "has no TLS yet"),
+        ("listen", "192.0.2.1:7700", "not loopback"),
+        ("listen", "7700", "host:port"),
+        ("listen", "127.0.0.1:70000", "65535"),
+        ("coordinator", "etcd://127.0.0.1:2379", "local://host:port"),
+        ("units", ["shop"], "module:Class"),
+        ("partitions", 0, "allowed is 1 to 65535"),
+        ("partitions", "many", "'many' is not a whole number"),
+        ("copies", 9, "allowed is 1 to 7"),
+        ("min_in_sync", 3, "allowed is 0 to 2"),
+        ("quota_bytes", "lots", "512MiB"),
+        ("pump_interval_s", -1, "allowed is 0.0 to"),
+        ("lmdb", "perhaps", "true, false"),
+        ("log_format", "xml", "console, json"),
+        ("name", "two words", "letters, digits"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_refused_by_name(name: str, value: object, says: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load({name: value}, environ={})
+    assert says in str(raised.value)
+
+
+def test_the_source_of_a_wrong_value_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="SPACEGRID_PARTITIONS"):
+        load({}, environ={"SPACEGRID_PARTITIONS": "x"})
+    file = tmp_path / "node.toml"
+    file.write_text("partitions = 'x'\n")
+    with pytest.raises(ConfigError, match=r"node\.toml"):
+        load({}, environ={}, file=file)
+
+
+def test_unknown_settings_and_damaged_files_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text("partition = 3\n")
+    with pytest.raises(ConfigError, match="unknown setting 'partition'"):
+        load({}, environ={}, file=file)
+    file.write_text("= 3\n")
+    with pytest.raises(ConfigError, match="not TOML"):
+        load({}, environ={}, file=file)
+    with pytest.raises(ConfigError, match="can't read"):
+        load({}, environ={}, file=tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("1000", 1000), ("512MiB", 512 << 20), ("2GB", 2_000_000_000), ("1k", 1000), (7, 7)],
+)
+def test_sizes_read_with_either_kind_of_prefix(text: str | int, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_a_write_needs_two_copies_unless_told_otherwise() -> None:
+    assert check(NodeConfig(copies=3)).write_copies == 2
+    assert check(NodeConfig(copies=1)).write_copies == 1
+    assert check(NodeConfig(copies=3, min_in_sync=3)).write_copies == 3
+
+
+def test_loopback_is_what_no_other_machine_can_reach() -> None:
+    assert is_loopback("127.0.0.1")
+    assert is_loopback("127.8.9.10")
+    assert is_loopback("::1")
+    assert is_loopback("localhost")
+    assert not is_loopback("0.0.0.0")
+    assert not is_loopback("::")
+    assert split_address("[::1]:7700") == ("::1", 7700)
