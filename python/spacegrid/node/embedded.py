@@ -17,6 +17,7 @@ import itertools
 import os
 import time
 from collections.abc import Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Final
 
@@ -55,7 +56,7 @@ class EmbeddedNode:
     Args:
         units: Processing units to install.
         data: Folder to go on from and to keep the data in; None: nothing is kept.
-        sql: URL of an SQL sink; empty: none.
+        sql: URL of an SQL sink; None: none.
         partitions: Partition count of a new space.
         quota_bytes: Memory for entries and records; 0: no quota.
 
@@ -68,17 +69,19 @@ class EmbeddedNode:
         self,
         units: Sequence[type[Unit]] = (),
         *,
-        data: Path | None = None,
-        sql: str = "",
+        data: str | PathLike[str] | None = None,
+        sql: str | None = None,
         partitions: int = PARTITIONS_DEFAULT,
         quota_bytes: int = 0,
     ) -> None:
-        self._store = NodeStore(data) if data is not None else None
+        folder = Path(data) if data is not None else None
         authority, self._file = lone_authority(
-            partitions=partitions, copies=1, min_in_sync=1, data=data
+            partitions=partitions, copies=1, min_in_sync=1, data=folder
         )
+        self._store: NodeStore | None = None
         try:
-            self._set_up(authority, units, sql, quota_bytes)
+            self._store = NodeStore(folder) if folder is not None else None
+            self._set_up(authority, units, sql or "", quota_bytes)
         except BaseException:
             self._close_files()
             raise
@@ -153,6 +156,11 @@ class EmbeddedNode:
         node.apply_table(
             table.revision, [core_entry(entry) for entry in table.entries], clock.now_ms()
         )
+
+    @property
+    def core(self) -> Node:
+        """The core, for reads without a frame."""
+        return self.engine.node
 
     # ---- LocalNode
 
