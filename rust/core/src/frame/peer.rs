@@ -37,7 +37,7 @@ pub struct Header {
 }
 
 /// One message, borrowed from its frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Message<'a> {
     /// Records that follow `predecessor`; none is a heartbeat that carries positions.
     Append {
@@ -83,7 +83,7 @@ pub enum Message<'a> {
 }
 
 /// Length-prefixed records of an append, checked when the frame was decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Records<'a> {
     bytes: &'a [u8],
 }
@@ -120,7 +120,7 @@ pub struct ChunkEntry<'a> {
 }
 
 /// Entries of a snapshot piece, checked when the frame was decoded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entries<'a> {
     bytes: &'a [u8],
 }

@@ -127,14 +127,12 @@ impl Partition {
         } else {
             return None;
         };
-        let mut expected = predecessor.sequence + 1;
-        for bytes in records {
+        for (expected, bytes) in (predecessor.sequence + 1..).zip(records) {
             let Ok(record) = decode(bytes) else { return Some(verified) };
             let position = record.position();
             if position.sequence != expected {
                 return Some(verified);
             }
-            expected += 1;
             if position.sequence > base.sequence {
                 match self.log.position_of(position.sequence) {
                     Some(same) if same == position => {}

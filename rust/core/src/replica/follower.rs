@@ -25,6 +25,7 @@ pub enum Kind {
 
 /// One other copy.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one copy")]
 pub struct Follower {
     /// The copy.
     pub copy: u64,

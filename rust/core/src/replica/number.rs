@@ -11,7 +11,7 @@ pub fn encode(number: i64) -> SmallVec<[u8; 9]> {
     if let Ok(small) = i8::try_from(number)
         && small >= -32
     {
-        out.push(small as u8);
+        out.push(small.cast_unsigned());
     } else if number >= 0 {
         if let Ok(small) = u8::try_from(number) {
             out.extend([0xcc, small]);
@@ -26,7 +26,7 @@ pub fn encode(number: i64) -> SmallVec<[u8; 9]> {
             out.extend(number.to_be_bytes());
         }
     } else if let Ok(small) = i8::try_from(number) {
-        out.extend([0xd0, small as u8]);
+        out.extend([0xd0, small.cast_unsigned()]);
     } else if let Ok(small) = i16::try_from(number) {
         out.push(0xd1);
         out.extend(small.to_be_bytes());
@@ -45,12 +45,12 @@ pub fn decode(bytes: &[u8]) -> Option<i64> {
     let (tag, rest) = bytes.split_first()?;
     match (tag, rest.len()) {
         (0..=0x7f, 0) => Some(i64::from(*tag)),
-        (0xe0..=0xff, 0) => Some(i64::from(*tag as i8)),
+        (0xe0..=0xff, 0) => Some(i64::from(tag.cast_signed())),
         (0xcc, 1) => Some(i64::from(rest[0])),
         (0xcd, 2) => Some(i64::from(u16::from_be_bytes(rest.try_into().ok()?))),
         (0xce, 4) => Some(i64::from(u32::from_be_bytes(rest.try_into().ok()?))),
         (0xcf, 8) => i64::try_from(u64::from_be_bytes(rest.try_into().ok()?)).ok(),
-        (0xd0, 1) => Some(i64::from(rest[0] as i8)),
+        (0xd0, 1) => Some(i64::from(rest[0].cast_signed())),
         (0xd1, 2) => Some(i64::from(i16::from_be_bytes(rest.try_into().ok()?))),
         (0xd2, 4) => Some(i64::from(i32::from_be_bytes(rest.try_into().ok()?))),
         (0xd3, 8) => Some(i64::from_be_bytes(rest.try_into().ok()?)),
