@@ -118,7 +118,13 @@ impl Ring {
     /// The slot of the node that has a key with this hash (murmur3, seed 0).
     #[inline]
     pub fn node_at(&self, hash: u64) -> Result<u32> {
-        self.owners.get(self.point_at(hash)).copied().ok_or(CoreError::EmptyRing)
+        self.find(hash).ok_or(CoreError::EmptyRing)
+    }
+
+    /// As [`Self::node_at`]; `None` when the ring has no nodes.
+    #[inline]
+    pub fn find(&self, hash: u64) -> Option<u32> {
+        self.owners.get(self.point_at(hash)).copied()
     }
 
     /// The slots of the first `count` distinct nodes from `key` on; all nodes when there are fewer.

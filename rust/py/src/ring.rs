@@ -117,7 +117,7 @@ impl HashRing {
             return Err(error_of(CoreError::EmptyRing));
         }
         let find = |hashes: Vec<u64>| -> Vec<u32> {
-            hashes.into_iter().map(|hash| state.ring.node_at(hash).unwrap_or(0)).collect()
+            hashes.into_iter().map(|hash| state.ring.find(hash).unwrap_or(0)).collect()
         };
         let slots = if hashes.len() < DETACHED_BATCH_MIN {
             find(hashes)
@@ -203,6 +203,10 @@ fn hash_of_key(key: &Bound<'_, PyAny>) -> PyResult<u64> {
 
 #[inline]
 fn bytes_of_key<'a>(key: &'a Bound<'_, PyAny>) -> PyResult<&'a [u8]> {
+    // The exact type first: that check is a comparison, the other one a call.
+    if let Ok(text) = key.cast_exact::<PyString>() {
+        return Ok(text.to_str()?.as_bytes());
+    }
     if let Ok(text) = key.cast::<PyString>() {
         return Ok(text.to_str()?.as_bytes());
     }
@@ -217,33 +221,28 @@ fn hashes_of_keys(keys: &Bound<'_, PyAny>) -> PyResult<Vec<u64>> {
     if keys.is_instance_of::<PyString>() || keys.is_instance_of::<PyBytes>() {
         return Err(PyTypeError::new_err("keys is a sequence of keys, not one key"));
     }
-    let mut hashes = Vec::new();
-    if let Ok(keys) = keys.cast::<PyList>() {
-        hashes.reserve(keys.len());
-        hash_in_blocks(keys.iter().map(Ok), &mut hashes)?;
-    } else if let Ok(keys) = keys.cast::<PyTuple>() {
-        hashes.reserve(keys.len());
-        hash_in_blocks(keys.iter().map(Ok), &mut hashes)?;
-    } else {
-        hash_in_blocks(keys.try_iter()?, &mut hashes)?;
-    }
-    Ok(hashes)
+    // A tuple cannot change under us, and its items need no reference of our own.
+    let keys = match keys.cast::<PyList>() {
+        Ok(keys) => keys.to_tuple(),
+        Err(_) => match keys.cast::<PyTuple>() {
+            Ok(keys) => keys.clone(),
+            Err(_) => PyTuple::new(keys.py(), keys.try_iter()?.collect::<PyResult<Vec<_>>>()?)?,
+        },
+    };
+    hash_in_blocks(&keys)
 }
 
-/// Hashes keys a block at a time: first all references of the block, then all texts, then all
-/// hashes. Keys that lie scattered in memory are then fetched together, not one after the other.
-fn hash_in_blocks<'py>(
-    mut keys: impl Iterator<Item = PyResult<Bound<'py, PyAny>>>,
-    hashes: &mut Vec<u64>,
-) -> PyResult<()> {
+/// Hashes keys a block at a time: first all texts of the block, then all hashes. Keys that lie
+/// scattered in memory are then fetched together, not one after the other.
+fn hash_in_blocks(keys: &Bound<'_, PyTuple>) -> PyResult<Vec<u64>> {
+    let mut hashes = Vec::with_capacity(keys.len());
     let mut block = Vec::with_capacity(BLOCK_KEYS);
+    let mut keys = keys.iter_borrowed();
     loop {
         block.clear();
-        for key in keys.by_ref().take(BLOCK_KEYS) {
-            block.push(key?);
-        }
+        block.extend(keys.by_ref().take(BLOCK_KEYS));
         if block.is_empty() {
-            return Ok(());
+            return Ok(hashes);
         }
         let mut texts: [&[u8]; BLOCK_KEYS] = [b""; BLOCK_KEYS];
         for (text, key) in texts.iter_mut().zip(&block) {
