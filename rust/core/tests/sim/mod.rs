@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use spacegrid_core::frame::reply::status;
-use spacegrid_core::frame::request::Chain;
+use spacegrid_core::frame::request::{Chain, FLAG_TOKEN};
 use spacegrid_core::frame::{Opcode, Operation, ReplyFrame, RequestBuilder, Token};
 use spacegrid_core::key::partition_of;
 use spacegrid_core::record::{Change, Position, decode};
@@ -21,11 +21,14 @@ pub struct Options {
     pub crashes: bool,
     pub handovers: bool,
     pub shared_sink: bool,
+    /// Healthy primaries are deposed while they go on: zombies. Without leases their reads may be
+    /// old, so nobody reads.
+    pub suspicions: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { crashes: true, handovers: false, shared_sink: false }
+        Self { crashes: true, handovers: false, shared_sink: false, suspicions: false }
     }
 }
 
@@ -184,6 +187,52 @@ impl Sim {
         self.keys.iter().position(holds).expect("a key in each")
     }
 
+    /// Put (and have acknowledged) a value.
+    pub fn put(&mut self, key: usize, value: i64) {
+        self.ask_put(key, value);
+        self.settle();
+        assert_eq!(self.pending(key), None);
+    }
+
+    pub fn ask_delete(&mut self, key: usize) {
+        self.keys[key].want = Some(Want::Delete);
+        self.keys[key].number += 1;
+        self.send(key);
+    }
+
+    pub fn entry(&self, partition: usize) -> &Ownership {
+        &self.table[partition]
+    }
+
+    /// Deliver what links hold, except frames that `keep` takes out.
+    pub fn deliver_links(&mut self, mut keep: impl FnMut(u64, u64, &[u8]) -> bool) {
+        for ((from, to), queue) in &mut self.links {
+            for frame in queue.drain(..) {
+                if !keep(*from, *to, &frame) {
+                    self.nodes[to].on_peer_frame(*from, &frame, self.now_ms).expect("valid");
+                }
+            }
+        }
+    }
+
+    /// One round of everything, with the links under the caller's control.
+    pub fn round(&mut self, keep: impl FnMut(u64, u64, &[u8]) -> bool) {
+        self.now_ms += 20;
+        for copy in self.live() {
+            while !self.tables[&copy].is_empty() {
+                self.deliver_table();
+            }
+            self.nodes[&copy].tick(self.now_ms);
+            self.collect(copy);
+        }
+        self.deliver_links(keep);
+        self.deliver_requests();
+        while let Some(asked) = self.asked.pop_front() {
+            self.decide(&asked);
+        }
+        self.repair();
+    }
+
     // ---- one step ----
 
     pub fn step(&mut self) {
@@ -199,6 +248,7 @@ impl Sim {
             95 => self.reset_link(),
             96 if self.options.crashes => self.crash_one(),
             97 if self.options.handovers => self.begin_handover(),
+            98 if self.options.suspicions => self.suspect(),
             _ => self.pump_one(),
         }
         for node in self.nodes.values() {
@@ -299,8 +349,8 @@ impl Sim {
                 0..=2 => Want::Put(self.draw(100) as i64),
                 3 => Want::Delete,
                 4..=5 => Want::Incr(self.draw(9) as i64 - 4),
-                6..=7 => Want::Turn,
-                _ => Want::Read,
+                8..=9 if !self.options.suspicions => Want::Read,
+                _ => Want::Turn,
             };
             self.keys[key].want = Some(want);
             self.keys[key].number += 1;
@@ -397,6 +447,33 @@ impl Sim {
     pub fn raw_read(&mut self, at: u64, key: usize) -> u64 {
         let number = RAW + self.raw.len() as u64 + 1;
         let frame = self.frame(key, Opcode::Get, RAW, number, b"");
+        self.nodes[&at].on_client_frame(at, &frame, self.now_ms).expect("valid");
+        number
+    }
+
+    /// Send a key's last request again under another correlation number.
+    pub fn repeat_last_put(&mut self, at: u64, key: usize, value: i64) -> u64 {
+        let number = RAW + self.raw.len() as u64 + 1;
+        let value = msgpack(value);
+        let (stream, last) = (self.keys[key].stream, self.keys[key].number);
+        let mut builder = RequestBuilder::new(RAW);
+        builder
+            .push(&Operation {
+                opcode: Opcode::Put,
+                flags: FLAG_TOKEN,
+                map: "m",
+                schema: 0,
+                number,
+                token: Token { stream, number: last, path: b"", lowest: last },
+                key: &self.keys[key].key,
+                codec: 1,
+                value: &value,
+                ttl_ms: 0,
+                expected: 0,
+                chain: Chain::default(),
+            })
+            .expect("valid");
+        let frame = builder.finish().expect("one operation");
         self.nodes[&at].on_client_frame(at, &frame, self.now_ms).expect("valid");
         number
     }
@@ -564,6 +641,16 @@ impl Sim {
         self.publish();
     }
 
+    fn suspect(&mut self) {
+        let partition = self.draw(PARTITIONS as usize);
+        let entry = &self.table[partition];
+        let others: Vec<u64> =
+            entry.in_sync.iter().copied().filter(|copy| *copy != entry.primary).collect();
+        if let Some(copy) = self.pick(&others) {
+            self.promote(partition, copy);
+        }
+    }
+
     fn crash_one(&mut self) {
         let live = self.live();
         let Some(victim) = self.pick(&live) else { return };
@@ -615,6 +702,7 @@ impl Sim {
         entry.primary = copy;
         entry.epoch += 1;
         entry.version += 1;
+        entry.target = 0;
         self.publish();
     }
 
