@@ -93,6 +93,7 @@ def grid_nodes(nodes: int, copies: int, core: int | None) -> Iterator[LocalClust
             units=["bench.peers.units:Burner"],
             data=Path(folder),
             lmdb=False,
+            partitions=1_024,
             environment={"PYTHONPATH": str(ROOT)},
         )
         cluster.start()

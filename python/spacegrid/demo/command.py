@@ -19,6 +19,7 @@ from .orders_file import OrdersFileError
 from .real_orders import UNITS, RealOrdersOptions, RealOrdersRun
 from .report import Report, note, progress_console
 
+PARTITIONS = 1_024
 EXIT_OK, EXIT_MISMATCH, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 
@@ -67,7 +68,13 @@ async def _run(
     options: FlashSaleOptions | RealOrdersOptions, targets: Targets, console: Console
 ) -> Report:
     units = [UNIT] if isinstance(options, FlashSaleOptions) else list(UNITS)
-    cluster = LocalCluster(nodes=options.nodes, units=units, data=targets.lmdb, sql=targets.sql_url)
+    cluster = LocalCluster(
+        nodes=options.nodes,
+        units=units,
+        data=targets.lmdb,
+        sql=targets.sql_url,
+        partitions=PARTITIONS,
+    )
     started = time.monotonic()
     run: FlashSaleRun | RealOrdersRun
     if isinstance(options, FlashSaleOptions):
