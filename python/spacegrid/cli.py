@@ -390,6 +390,27 @@ def stop(
 
 # ---- shared
 
+@app.command()
+def demo(
+    input: Annotated[
+        Path | None,
+        typer.Option(help="Real orders in the Online Retail form, .csv or .csv.xz."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows of --input at most.")] = None,
+    sql: Annotated[str | None, typer.Option(help="sqlite:///PATH to keep.")] = None,
+    lmdb: Annotated[Path | None, typer.Option(help="Folder for the nodes' stores to keep.")] = None,
+    report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Replace targets that exist.")] = False,
+) -> None:
+    """Run the main job on three nodes, kill one half way, and count what is left."""
+    from spacegrid.demo import command, flash_sale, real_orders
+
+    options = (
+        real_orders.RealOrdersOptions(input, limit) if input else flash_sale.FlashSaleOptions()
+    )
+    code = command.run_demo(options, sql=sql, lmdb=lmdb, report_path=report, fresh=fresh)
+    raise typer.Exit(code)
+
 
 @contextmanager
 def _grid(address: str) -> Iterator[Any]:
