@@ -40,6 +40,7 @@ class Nodes:
         )
         #: Where copies may be put, in order of incarnation; when all drain, nowhere is better.
         self.placeable = tuple(sorted(self.live - self.draining)) or tuple(sorted(self.live))
+        self.names = {item.incarnation: item.name for item in registrations}
         self._by_store = {item.store: item for item in registrations if item.store}
         self._stored: dict[bytes, dict[int, StoredPartition]] = {}
 

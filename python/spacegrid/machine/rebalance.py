@@ -34,7 +34,8 @@ def make_goal(draft: Draft, *, first: bool) -> dict[int, Goal]:
             holders[entry.partition] = (first_copy, *others)
         elif first and entry.epoch == 0:
             holders[entry.partition] = ()
-    return plan(holders, draft.nodes.placeable, draft.table.copies)
+    nodes = {copy: draft.nodes.names[copy] for copy in draft.nodes.placeable}
+    return plan(holders, nodes, draft.table.copies)
 
 
 def place(draft: Draft, goal: Mapping[int, Goal]) -> None:

@@ -62,7 +62,10 @@ def _promote(draft: Draft, entry: PartitionEntry) -> None:
     live, partition = draft.nodes.live, entry.partition
     in_sync = tuple(copy for copy in entry.in_sync if copy in live)
     if in_sync:
-        _serve_with(draft, entry, in_sync, entry.target)
+        known = draft.table.entries[partition].in_sync
+        older = tuple(copy for copy in in_sync if copy in known)
+        preferred = entry.target or draft.least_busy(older or in_sync)
+        _serve_with(draft, entry, in_sync, preferred)
         return
     # With fewer complete copies than a write needs, and no tail that could have made up for them,
     # nothing was committed since a former copy was removed: it is as complete as the dead ones.

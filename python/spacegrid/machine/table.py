@@ -393,8 +393,14 @@ def check_step(before: PartitionEntry, after: PartitionEntry) -> None:
     if before.state is not State.OK or before.primary == 0:
         return
     complete = {*before.in_sync, *before.former}
+    boots = {*complete, *before.members()}
+    if after.in_sync and min(after.in_sync) > max(boots) and not after.tails:
+        # All copies are of later boots than all that were named: a restart from stores.
+        return
     if after.primary not in (0, before.primary):
-        _hold("T10", after.primary in complete, after)
+        # A tail only where no older copy is left, and then by T11: its snapshot was complete.
+        older = complete & {*after.in_sync}
+        _hold("T10", after.primary in complete or not older, after)
     grown = [copy for copy in after.in_sync if copy not in complete]
     _hold("T11", all(any(tail.copy == copy for tail in before.tails) for copy in grown), after)
 
