@@ -46,6 +46,8 @@ def configure(level: str, format: str, **context: Any) -> None:
         cache_logger_on_first_use=True,
     )
     logging.basicConfig(level=max(number, logging.WARNING), stream=sys.stderr, format="%(message)s")
+    # grpc.aio tells of every stream that a stopping server ends; the links say so themselves.
+    logging.getLogger("grpc").setLevel(logging.CRITICAL)
     structlog.contextvars.bind_contextvars(**context)
 
 

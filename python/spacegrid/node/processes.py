@@ -252,7 +252,7 @@ class ClusterProcesses:
             "--data", str(s.data / "coordinator"),
             "--partitions", str(s.partitions),
             "--copies", str(s.copies),
-            "--nodes", str(min(s.nodes, s.copies)),
+            "--nodes", str(s.nodes),
             "--json",
         ]  # fmt: skip
         if s.min_in_sync:

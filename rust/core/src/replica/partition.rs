@@ -209,7 +209,15 @@ impl Partition {
         if before == Role::Primary && entry.target != 0 && !self.handing_over() {
             self.void_turns(out);
         }
+        // What was loaded from disk waits for the first epoch after it: until then the table still names
+        // the incarnations of before the stop, and nobody has taken the partition on.
+        let waits = before == Role::Dormant
+            && role == Role::None
+            && entry.epoch <= self.log.base().epoch;
         self.entry = Some(entry);
+        if waits {
+            return;
+        }
         self.role = role;
         match role {
             Role::Primary if before == Role::Primary && !new_epoch => {
