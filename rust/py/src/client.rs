@@ -25,6 +25,8 @@ type TokenArgument<'a> = (u64, u64, &'a [u8], u64);
 enum Waiter {
     /// The object given with one operation.
     One(Py<PyAny>),
+    /// As `One`, but the shell settles it: it wants the version too.
+    Entry(Py<PyAny>),
     /// One key of many that have a waiter together.
     Member { group: u32, index: u32 },
 }
@@ -63,6 +65,16 @@ struct Done {
     map: u16,
     answer: Answer,
     group: Option<Vec<Option<Answer>>>,
+    /// Whether the shell settles it, whatever it is.
+    shell: bool,
+}
+
+/// What an operation was, kept for messages until the next frame.
+struct About {
+    number: u64,
+    opcode: Opcode,
+    map: u16,
+    partition: u16,
 }
 
 #[pyclass(name = "Client", module = "spacegrid._core")]
@@ -73,6 +85,8 @@ pub struct PyClient {
     free_groups: Vec<u32>,
     /// Kept between calls for its memory.
     done: Vec<Done>,
+    /// What the last call has reported as failed.
+    failed: Vec<About>,
 }
 
 /// The bytes of a key given as bytes or str.
@@ -158,7 +172,8 @@ impl PyClient {
         py: Python<'_>,
         run: impl FnOnce(&mut Client<Waiter>, &mut dyn FnMut(Completion<'_, Waiter>)) -> PyResult<()>,
     ) -> PyResult<Vec<Done>> {
-        let Self { core, groups, free_groups, done, .. } = self;
+        let Self { core, maps, groups, free_groups, done, failed } = self;
+        failed.clear();
         let mut collected = std::mem::take(done);
         run(core, &mut |completion| {
             let answer = Answer {
@@ -169,8 +184,18 @@ impl PyClient {
                 number: completion.number,
                 value: value_of(py, &completion),
             };
+            let Completion { opcode, flags, map, partition, .. } = completion;
+            let other_codec = || {
+                opcode == Opcode::Get
+                    && completion.status == status::OK
+                    && completion.codec != maps[usize::from(map)].codec
+            };
+            if completion.status > status::MISS || other_codec() {
+                failed.push(About { number: answer.number, opcode, map, partition });
+            }
+            let shell = matches!(completion.waiter, Waiter::Entry(_));
             let (waiter, answer, group) = match completion.waiter {
-                Waiter::One(waiter) => (waiter, answer, None),
+                Waiter::One(waiter) | Waiter::Entry(waiter) => (waiter, answer, None),
                 Waiter::Member { group: id, index } => {
                     let Some(group) = &mut groups[id as usize] else { return };
                     group.answers[index as usize] = Some(answer);
@@ -184,8 +209,7 @@ impl PyClient {
                     (group.waiter, summary, Some(group.answers))
                 }
             };
-            let Completion { opcode, flags, map, .. } = completion;
-            collected.push(Done { waiter, opcode, flags, map, answer, group });
+            collected.push(Done { waiter, opcode, flags, map, answer, group, shell });
         })?;
         Ok(collected)
     }
@@ -235,6 +259,9 @@ impl Done {
         py: Python<'py>,
         decoders: &Decoders<'_, 'py>,
     ) -> Option<PyResult<Bound<'py, PyAny>>> {
+        if self.shell {
+            return None;
+        }
         if let Some(answers) = &self.group {
             let plain = self.answer.status == status::OK;
             return if plain { self.plain_list(py, answers, decoders) } else { None };
@@ -403,6 +430,7 @@ impl PyClient {
             groups: Vec::new(),
             free_groups: Vec::new(),
             done: Vec::new(),
+            failed: Vec::new(),
         })
     }
 
@@ -463,6 +491,17 @@ impl PyClient {
     ) -> PyResult<u64> {
         let request = Request::new(Opcode::Get, map, key_bytes(key)?, &[]);
         self.queue(&request, waiter, timeout_ms)
+    }
+
+    fn get_entry(
+        &mut self,
+        map: u16,
+        key: &Bound<'_, PyAny>,
+        waiter: Py<PyAny>,
+        timeout_ms: u64,
+    ) -> PyResult<u64> {
+        let request = Request::new(Opcode::Get, map, key_bytes(key)?, &[]);
+        self.core.queue(&request, Waiter::Entry(waiter), timeout_ms).map_err(refused)
     }
 
     #[pyo3(signature = (map, key, value, codec, waiter, timeout_ms, ttl_ms=0, if_absent=false,
@@ -630,6 +669,21 @@ impl PyClient {
         self.queue_many(keys.iter().map(request), waiter, timeout_ms)
     }
 
+    fn about(&self, number: u64) -> Option<(&'static str, u16, u16)> {
+        let about = self.failed.iter().find(|about| about.number == number)?;
+        let verb = match about.opcode {
+            Opcode::Get => "get",
+            Opcode::Put => "put",
+            Opcode::Delete => "delete",
+            Opcode::Incr => "incr",
+            Opcode::Invoke => "call",
+            Opcode::Size => "size",
+            Opcode::Scan => "scan",
+            Opcode::Contains => "contains",
+        };
+        Some((verb, about.map, about.partition))
+    }
+
     fn resend(&mut self, number: u64, waiter: Py<PyAny>, timeout_ms: u64) -> PyResult<()> {
         let queued = self.core.resend(number, Waiter::One(waiter), timeout_ms);
         queued.map_err(|_| PyKeyError::new_err(format!("request {number} is not kept as unknown")))
@@ -726,7 +780,7 @@ impl PyClient {
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         for waiter in self.core.waiters() {
-            if let Waiter::One(waiter) = waiter {
+            if let Waiter::One(waiter) | Waiter::Entry(waiter) = waiter {
                 visit.call(waiter)?;
             }
         }

@@ -115,6 +115,7 @@ impl<W> Client<W> {
                     opcode: closed.opcode,
                     flags: closed.flags,
                     map: closed.map,
+                    partition: closed.partition,
                 });
             }
         }
@@ -179,6 +180,7 @@ impl<W> Client<W> {
             opcode: closed.opcode,
             flags: closed.flags,
             map: closed.map,
+            partition: closed.partition,
         });
     }
 

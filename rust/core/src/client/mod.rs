@@ -142,6 +142,8 @@ pub struct Completion<'a, W> {
     pub flags: u8,
     /// Its map.
     pub map: u16,
+    /// Its partition.
+    pub partition: u16,
 }
 
 /// An unknown outcome, kept so that it can be asked again.
