@@ -231,6 +231,9 @@ impl<W> Client<W> {
             let (window, unknown) = (&self.window, &self.unknown);
             let is_open = |one| window.get(one).is_some() || unknown.contains_key(&one);
             self.open.end(partition, number, is_open);
+            if opcode == Opcode::Invoke {
+                self.open_invokes.end(0, number, is_open);
+            }
         }
     }
 

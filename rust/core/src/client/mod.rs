@@ -9,7 +9,8 @@
 //! - a number is given once; a retry is the same number, the same bytes, the same token;
 //! - a mutating operation is answered, refused for good, surely not applied, or *unknown*: the last stays open until
 //!   the caller asks again ([`Client::resend`]) or gives up ([`Client::release`]);
-//! - `lowest`, as each operation states it, is never above a mutating number of that partition that is still open;
+//! - `lowest`, as each operation states it, is never above a mutating number of that partition that is still open, and
+//!   for an invoke not above any open invoke of the stream: its turn hands it on to calls in other partitions;
 //! - what leaves an unsent frame (a new route, a cancel, a deadline) is not sent with it.
 //!
 //! Operations in flight together may take effect in any order. Callers: `rust/py`.
@@ -173,6 +174,8 @@ pub struct Client<W> {
     unknown: BTreeMap<u64, Unknown>,
     unknown_bytes: usize,
     open: OpenNumbers,
+    /// Open invokes of the whole stream, as if of one partition.
+    open_invokes: OpenNumbers,
     buffers: Buffers,
     slots: Vec<Slot>,
     /// Slots whose `frames` is not empty, in the order in which they became so.
@@ -204,6 +207,7 @@ impl<W> Client<W> {
             unknown: BTreeMap::new(),
             unknown_bytes: 0,
             open: OpenNumbers::new(partition_count),
+            open_invokes: OpenNumbers::new(1),
             buffers: Buffers::new(),
             slots: Vec::new(),
             busy: Vec::new(),
@@ -328,7 +332,10 @@ impl<W> Client<W> {
         } as u16;
         let number = self.window.next();
         let own = request.opcode.is_mutating() && parts.token.is_none();
-        let lowest = self.open.lowest(partition, number);
+        let mut lowest = self.open.lowest(partition, number);
+        if request.opcode == Opcode::Invoke {
+            lowest = self.open_invokes.lowest(0, lowest);
+        }
         let name_bytes = self.maps[usize::from(request.map)].name.len();
         let length = parts.encoded_length();
         let slot = self.routes[usize::from(partition)];
@@ -350,6 +357,9 @@ impl<W> Client<W> {
         self.buffers.appended(id, length);
         if own {
             self.open.begin(partition, number);
+            if request.opcode == Opcode::Invoke {
+                self.open_invokes.begin(0, number);
+            }
         }
         let waits = slot == NO_SLOT;
         self.window.push(Pending {

@@ -137,6 +137,27 @@ fn lowest_is_the_lowest_open_mutation_of_the_partition() {
 }
 
 #[test]
+fn an_invoke_states_the_lowest_open_invoke_of_the_whole_stream() {
+    let mut client = client();
+    for key in 0..20u8 {
+        let key = [key];
+        let request = Request::new(Opcode::Invoke, 0, &key, b"{}");
+        client.queue(&request, 0, 1000).unwrap();
+    }
+    put(&mut client, &[0], 0);
+    let frames = take(&mut client, 0);
+    let seen = numbers(&frames[0].1);
+    assert!(seen[..20].iter().all(|&(_, lowest)| lowest == 1));
+    assert_eq!(seen[20], (21, 1));
+    let answers: Vec<_> = (1..=19).map(|number| says(number, 0)).collect();
+    reply(&mut client, 0, 0, &answers);
+    let request = Request::new(Opcode::Invoke, 0, &[0], b"{}");
+    client.queue(&request, 0, 1000).unwrap();
+    let frames = take(&mut client, 0);
+    assert_eq!(numbers(&frames[0].1), [(22, 20)]);
+}
+
+#[test]
 fn an_explicit_token_travels_and_is_not_of_this_stream() {
     let mut client = client();
     let chain = crate::frame::request::encode_chain(&[b"Shop\0tea"]).unwrap();
