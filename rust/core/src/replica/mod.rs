@@ -11,7 +11,7 @@ mod effects;
 mod follower;
 mod join;
 mod node;
-mod number;
+pub mod number;
 mod overlay;
 mod ownership;
 mod partition;

@@ -211,9 +211,8 @@ impl Partition {
         }
         // What was loaded from disk waits for the first epoch after it: until then the table still names
         // the incarnations of before the stop, and nobody has taken the partition on.
-        let waits = before == Role::Dormant
-            && role == Role::None
-            && entry.epoch <= self.log.base().epoch;
+        let waits =
+            before == Role::Dormant && role == Role::None && entry.epoch <= self.log.base().epoch;
         self.entry = Some(entry);
         if waits {
             return;
