@@ -1,4 +1,8 @@
-"""The controller, event by event: what comes in, and what is written."""
+"""The controller, event by event: what comes in, and what is written.
+
+Over 500 lines, and one room: each test is a sentence about the one machine, and they share a few
+makers of tables and nodes.
+"""
 
 from __future__ import annotations
 
@@ -186,7 +190,8 @@ def test_a_former_copy_does_not_take_over_when_a_tail_made_commits_possible() ->
 
 def test_the_last_tails_end_clears_the_former_copies() -> None:
     entry = decide(
-        one_partition(served(1, former=(2,), tails=(Tail(3, 8, 3, 40, 1),))), nodes(1, 2)
+        one_partition(served(1, former=(2,), tails=(Tail(3, 8, 3, 40, 1),))),
+        nodes(1, 2, draining=(2,)),
     )
     assert entry is not None
     assert entry.former == ()
@@ -275,6 +280,16 @@ def test_a_request_that_does_not_fit_the_entry_is_refused(change: Change) -> Non
     controller = Controller()
     controller.handle(BecameController(one_partition(served(1, 2)), nodes(1, 2), 1), 0)
     assert controller.handle(ChangesRequested((change,)), 0) == []
+    assert controller.refused_count == 1
+
+
+@pytest.mark.parametrize(("epoch", "version"), [(2, 9), (3, 8), (3, 10), (4, 9)])
+def test_a_request_about_another_epoch_or_version_is_refused(epoch: int, version: int) -> None:
+    controller = Controller()
+    table = one_partition(served(1, 2, target=2))
+    controller.handle(BecameController(table, nodes(1, 2), 1), 0)
+    stale = Change(0, epoch, version, ChangeKind.STOPPED, 2)
+    assert controller.handle(ChangesRequested((stale,)), 0) == []
     assert controller.refused_count == 1
 
 
