@@ -172,8 +172,6 @@ class PumpMachine(RuleBasedStateMachine):
     def _converge(self) -> None:
         for key in KEYS:  # no poison is left in the grid; dead letters are released below
             self.grid.put(STOCK, key, Stock(7))
-        for zombie in self.zombies:
-            zombie.shared.step()
         for owner in self.owners:
             owner.shared.settle()
             owner.local.settle()
@@ -215,7 +213,7 @@ TestPumps.settings = settings(
 )
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_killed_pump_process_loses_and_repeats_nothing(tmp_path: Path, seed: int) -> None:
     """A pump in a process of its own, killed with SIGKILL again and again while it writes."""
     import subprocess
@@ -223,7 +221,7 @@ def test_a_killed_pump_process_loses_and_repeats_nothing(tmp_path: Path, seed: i
 
     chance = random.Random(seed)
     script = Path(__file__).parent.parent / "sink" / "pump_process.py"
-    kills = 12
+    kills = 8
     for owner in range(1, kills + 2):
         process = subprocess.Popen(
             [sys.executable, str(script), str(tmp_path), str(owner), str(seed)],
