@@ -159,6 +159,11 @@ class KeyCodec(Generic[K]):
 
     def _encode_tuple(self, key: Any) -> bytes:
         parts = self._parts
+        if type(key) is tuple and tuple(map(type, key)) == parts:
+            try:
+                return _core.encode_key(key)
+            except ValueError as error:
+                raise TooLarge(f"key {_shorten(key)}: {error}") from None
         if type(key) is not tuple or (len(key) != len(parts) and not self._rest):
             raise SerializationError(f"key is {key!r}, must be a {_type_name(self.key_type)}")
         expected = parts * len(key) if self._rest else parts

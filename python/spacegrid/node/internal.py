@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 
     _Call: TypeAlias = grpc.aio.StreamStreamCall[data_pb2.Frame, data_pb2.Frame]
 
-CALL_TIMEOUT_MS: Final = 30_000
-"""How long a call between units is tried before its caller is told that the outcome is unknown."""
 LOCAL_SLOT: Final = 0
 
 _log = get_logger("internal")
@@ -156,7 +154,7 @@ class InternalClient:
                     call.routing_key,
                     call.arguments,
                     call,
-                    CALL_TIMEOUT_MS,
+                    call.timeout_ms,
                     token=call.token,
                     chain=call.chain,
                 )

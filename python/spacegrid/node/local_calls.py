@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from spacegrid._core import Client, Completion
     from spacegrid.unit import OutgoingCall
 
-CALL_TIMEOUT_MS: Final = 30_000
 SLOT: Final = 0
 
 
@@ -61,7 +60,7 @@ class LocalCalls:
                         call.routing_key,
                         call.arguments,
                         call,
-                        CALL_TIMEOUT_MS,
+                        call.timeout_ms,
                         token=call.token,
                         chain=call.chain,
                     )

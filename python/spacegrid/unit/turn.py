@@ -103,7 +103,6 @@ class TurnRun:
     __slots__ = (
         "_chain",
         "_tables",
-        "_turn",
         "call_count",
         "context",
         "ended",
@@ -114,15 +113,16 @@ class TurnRun:
         "ticket",
         "ticket_position",
         "timer",
+        "turn",
     )
 
     def __init__(self, host: UnitHost, turn: _core.Turn, runner: Runner, context: Context) -> None:
         self.host = host
-        self._turn = turn
+        self.turn = turn
         self.runner = runner
         self.ended = False
         self.call_count = 0
-        self._tables: dict[str, TurnTable[Any, Any]] = {}
+        self._tables: dict[Map[Any, Any], TurnTable[Any, Any]] = {}
         self.open_calls: list[OutgoingCall] | None = None
         self.task: asyncio.Task[Any] | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -131,16 +131,11 @@ class TurnRun:
         self.ticket = 0
         self.ticket_position: tuple[int, int] | None = None
 
-    @property
-    def turn(self) -> _core.Turn:
-        """The core's turn under it."""
-        return self._turn
-
     def map(self, spec: Map[K, V], /) -> TurnMap[K, V]:
         """The turn's view of a map."""
-        table = self._tables.get(spec.name)
+        table = self._tables.get(spec)
         if table is None:
-            table = self._tables[spec.name] = TurnTable(self._turn, self.host.binding(spec))
+            table = self._tables[spec] = TurnTable(self.turn, self.host.binding(spec))
         return table
 
     def call(
@@ -163,8 +158,8 @@ class TurnRun:
         key, packed = handler.bind(args, kwargs)
         chain = self._chain
         if chain is None:
-            own = self.runner.handler.unit_name.encode() + b"\0" + self._turn.routing_key
-            chain = self._chain = [*self._turn.chain, own]
+            own = self.runner.handler.unit_name.encode() + b"\0" + self.turn.routing_key
+            chain = self._chain = [*self.turn.chain, own]
         for entry in chain:
             if entry.partition(b"\0")[2] == key:
                 raise _cycle(chain, handler.unit_name.encode() + b"\0" + key)
@@ -177,7 +172,7 @@ class TurnRun:
 
     def _next_token(self) -> tuple[int, int, bytes, int]:
         number = self.call_count
-        stream, request, path, lowest = self._turn.token
+        stream, request, path, lowest = self.turn.token
         if number >= CALLS_PER_TURN_MAX:
             raise TooLarge(f"a turn makes at most {CALLS_PER_TURN_MAX} calls")
         if len(path) + 2 > PATH_BYTES_MAX:
