@@ -325,6 +325,7 @@ class Node:
             log_bytes: Memory of all logs; beyond it writes get BACKPRESSURE.
             shared_sink: Logs wait for the cursor "shared" of their partition's primary.
             local_sink: Logs wait for the cursor "local" of this node.
+
         Raises:
             ValueError: An argument outside its limits.
         """
@@ -370,6 +371,7 @@ class Node:
 
         Returns:
             Number of operations in the frame.
+
         Raises:
             FrameError: Nothing was executed.
         """
@@ -447,8 +449,10 @@ class Node:
 
         Args:
             after: b"" for the first chunk, then what the previous call returned.
+
         Returns:
             Position it was read at, entries, and where to go on (b"" = end).
+
         Raises:
             KeyNotHere: No complete copy of that partition is held here.
         """
@@ -513,6 +517,7 @@ class Turn:
 
         Args:
             reply: The handler's answer, one msgpack value, at most VALUE_BYTES_MAX.
+
         Returns:
             Turns that are next for this routing key, to run at once.
         """

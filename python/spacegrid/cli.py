@@ -390,6 +390,7 @@ def stop(
 
 # ---- shared
 
+
 @app.command()
 def demo(
     input: Annotated[
