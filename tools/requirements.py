@@ -1,7 +1,7 @@
 """Print the requirements named in pyproject.toml, one a line.
 
-Called by the Makefile: without arguments the runtime requirements (what a user's environment gets), with `--all` the
-development and benchmark groups too. Environment markers are left to pip.
+Called by the Makefile: without arguments the runtime requirements (what a user's environment gets),
+with `--all` the development and benchmark groups too. Environment markers are left to pip.
 """
 
 import sys

@@ -82,7 +82,8 @@ class HashRing:
 
     Each node of weight 1 owns 150 points on a circle of hashes; a key belongs to the node of the
     first point at or after its own hash. A node that joins takes keys only for itself, one that
-    leaves gives up only its own. Rings with the same nodes agree, in whatever order they were built.
+    leaves gives up only its own. Rings with the same nodes agree, in whatever order they were
+    built.
 
         ring = HashRing(["red", "green", "blue"])
         node = ring.get_node("customer-42")
@@ -185,7 +186,8 @@ class HashRing:
 
     @property
     def nodes(self) -> list[str]:
-        """The names of the nodes, in the order they were added; a place that became free is reused."""
+        """The names of the nodes, in the order they were added; a place that became free is
+        reused."""
 
     @property
     def weights(self) -> dict[str, float]:
@@ -200,7 +202,7 @@ class HashRing:
 
 # ---- placement of partitions (rust/py/src/assign.rs) ----
 
-type _AssignNode = str | tuple[str] | tuple[str, float] | tuple[str, float, str | None]
+_AssignNode: TypeAlias = str | tuple[str] | tuple[str, float] | tuple[str, float, str | None]
 
 def assign(
     partition_count: int,
@@ -236,10 +238,12 @@ def assign(
 # ---- replica protocol: Node, Turn, Effects (rust/py/src/node.rs, turn.rs) ----
 
 class FrameError(ValueError):
-    """Bytes that are no valid frame: bad magic, length, checksum, or an operation past its limit."""
+    """Bytes that are no valid frame: bad magic, length, checksum, or an operation past its
+    limit."""
 
 class KeyNotHere(LookupError):
-    """A co-located read of a partition that this node is not the primary of (or that is stopped)."""
+    """A co-located read of a partition that this node is not the primary of (or that is
+    stopped)."""
 
 class WrongRoutingKey(ValueError):
     """A turn touched a key that does not belong to its own routing key."""
@@ -250,7 +254,7 @@ class TurnOver(RuntimeError):
 # (partition, epoch, version, state, primary, in_sync, former, joining [(copy, session)],
 #  tails [(copy, session, from_epoch, from_sequence)], target)
 # state: 1 ok, 2 recovering, 3 unavailable, 4 lost. primary and target: 0 = none.
-type TableEntry = tuple[
+TableEntry: TypeAlias = tuple[
     int,
     int,
     int,
@@ -263,17 +267,18 @@ type TableEntry = tuple[
     int,
 ]
 # (map, schema, key, value, codec, version, expires_at_ms)
-type StoredEntry = tuple[str, int, bytes, bytes, int, int, int]
-# (map, schema (0 for a delete), key, value or None for a delete, codec, version, expires_at_ms, expired);
-# version is the packed position of the change's record, for a delete as well
-type LogChange = tuple[str, int, bytes, bytes | None, int, int, int, bool]
+StoredEntry: TypeAlias = tuple[str, int, bytes, bytes, int, int, int]
+# (map, schema (0 for a delete), key, value or None for a delete, codec, version, expires_at_ms,
+# expired); version is the packed position of the change's record, for a delete as well
+LogChange: TypeAlias = tuple[str, int, bytes, bytes | None, int, int, int, bool]
 # (epoch of ownership, first (epoch, sequence), last (epoch, sequence), record count, changes)
-type LogBatch = tuple[int, tuple[int, int], tuple[int, int], int, list[LogChange]]
+LogBatch: TypeAlias = tuple[int, tuple[int, int], tuple[int, int], int, list[LogChange]]
 # (partition, role, epoch, version, commit_epoch, commit_sequence, entries, bytes)
 # role: 0 none, 1 primary, 2 backup (in sync), 3 tail, 4 joining, 5 dormant
-type Role = tuple[int, int, int, int, int, int, int, int]
-# (partition, epoch, version, kind, copy, from_epoch, from_sequence); kind: 1 tail, 2 in_sync, 3 stopped
-type ChangeRequest = tuple[int, int, int, int, int, int, int]
+Role: TypeAlias = tuple[int, int, int, int, int, int, int, int]
+# (partition, epoch, version, kind, copy, from_epoch, from_sequence); kind: 1 tail, 2 in_sync, 3
+# stopped
+ChangeRequest: TypeAlias = tuple[int, int, int, int, int, int, int]
 
 class Effects:
     """What the node wants done since the last take_effects()."""
@@ -296,12 +301,14 @@ class Effects:
 
     @property
     def changes(self) -> list[ChangeRequest]:
-        """Changes of the ownership table to ask the controller for; repeated until the table shows them."""
+        """Changes of the ownership table to ask the controller for; repeated until the table shows
+        them."""
 
 class Node:
     """The data plane of one node: every copy of a partition that it holds.
 
-    Thread-safe. After a call from another thread the caller wakes the loop that calls take_effects().
+    Thread-safe. After a call from another thread the caller wakes the loop that calls
+    take_effects().
     """
 
     def __init__(
@@ -320,8 +327,8 @@ class Node:
         Args:
             copy: Incarnation of this node, from 1; issued by the coordinator.
             partition_count: Partitions of the cluster, 1 to PARTITIONS_MAX.
-            min_in_sync: Copies (in sync and tails) that must hold a write before it is acknowledged.
-            quota_bytes: Memory of all tables; 0 is no limit.
+            min_in_sync: Copies (in sync and tails) that must hold a write before it is
+            acknowledged. quota_bytes: Memory of all tables; 0 is no limit.
             log_bytes: Memory of all logs; beyond it writes get BACKPRESSURE.
             shared_sink: Logs wait for the cursor "shared" of their partition's primary.
             local_sink: Logs wait for the cursor "local" of this node.
@@ -356,7 +363,8 @@ class Node:
     ) -> None:
         """Give a copy from disk, in as many calls as needed, before the first table; it is dormant.
 
-        (epoch, sequence) is the position that the store was at; the table decides whether it counts.
+        (epoch, sequence) is the position that the store was at; the table decides whether it
+        counts.
         """
 
     def stop_all(self) -> None:
@@ -377,7 +385,8 @@ class Node:
         """
 
     def close_connection(self, connection: int) -> None:
-        """Forget the connection: its replies are dropped; what it asked for is still carried out."""
+        """Forget the connection: its replies are dropped; what it asked for is still carried
+        out."""
 
     def on_peer_frame(self, copy: int, frame: bytes, now_ms: int) -> None:
         """Take one frame from that copy. Raises FrameError; the caller drops the link."""
@@ -389,10 +398,12 @@ class Node:
         """The outgoing link is gone: frames for that copy are dropped until peer_up."""
 
     def tick(self, now_ms: int) -> None:
-        """Every 5 to 20 ms: commit positions, expiry, snapshot chunks, forgetting, change requests."""
+        """Every 5 to 20 ms: commit positions, expiry, snapshot chunks, forgetting, change
+        requests."""
 
     def take_effects(self) -> Effects | None:
-        """All effects since the last call, or None. Never waits for a lock that a frame holds long."""
+        """All effects since the last call, or None. Never waits for a lock that a frame holds
+        long."""
 
     # co-located reads: committed entries of a partition that this node is the primary of
     def read(self, map: str, key: bytes, now_ms: int) -> bytes | None:
@@ -416,7 +427,8 @@ class Node:
 
     # pumps
     def set_cursor(self, name: str, partition: int, epoch: int, sequence: int) -> bool:
-        """Start or move a cursor ("local" or "shared"): records up to that position are in the sink.
+        """Start or move a cursor ("local" or "shared"): records up to that position are in the
+        sink.
 
         Returns:
             False when that position is neither in the log nor its base: a gap; take a snapshot.
@@ -464,7 +476,8 @@ class Node:
         """One row per partition that this node holds a copy of."""
 
     def status(self) -> dict[str, int]:
-        """Counters: memory_bytes, quota_bytes, entries, log_bytes, primaries, copies, uncommitted, ..."""
+        """Counters: memory_bytes, quota_bytes, entries, log_bytes, primaries, copies, uncommitted,
+        ..."""
 
 class Turn:
     """One run of a handler for one routing key. Ends with finish() or fail(); both once.
@@ -504,7 +517,8 @@ class Turn:
     def put(
         self, map: str, schema: int, key: bytes, value: bytes, codec: int, expires_at_ms: int = 0
     ) -> None:
-        """Buffer a write. Raises WrongRoutingKey, TurnOver, ValueError (a limit, another schema)."""
+        """Buffer a write. Raises WrongRoutingKey, TurnOver, ValueError (a limit, another
+        schema)."""
 
     def delete(self, map: str, key: bytes) -> bool:
         """Buffer a delete; whether the entry was there."""
@@ -530,31 +544,37 @@ class Turn:
 Completion: TypeAlias = tuple[Any, int, Any, int, int, int, int]
 """(waiter, status, value, version, codec, copies, number).
 
-Statuses 0..19 are those of proto/FRAME.md. 9 UNKNOWN also stands for a mutating operation at its deadline that may
-have been applied: its number stays open (resend() asks again) until release(). 255 TIMEOUT is a Completion's own: the
-deadline passed and the operation was surely not applied (any read; a mutation that was refused each time, or never
-left). In both, `version` is the status of its last refusal (3, 4, 6, 7, 9), 0 when nothing was heard.
+Statuses 0..19 are those of proto/FRAME.md. 9 UNKNOWN also stands for a mutating operation at its
+deadline that may have been applied: its number stays open (resend() asks again) until release().
+255 TIMEOUT is a Completion's own: the deadline passed and the operation was surely not applied (any
+read; a mutation that was refused each time, or never left). In both, `version` is the status of its
+last refusal (3, 4, 6, 7, 9), 0 when nothing was heard.
 
-value: get, invoke: bytes, None for a miss. incr: the new number (int). size: the count (int). scan: the page's bytes
-(decode_scan()). Others: None, or the reply's bytes when it carries some (CONFLICT, INVALID, HANDLER_ERROR).
+value: get, invoke: bytes, None for a miss. incr: the new number (int). size: the count (int). scan:
+the page's bytes (decode_scan()). Others: None, or the reply's bytes when it carries some (CONFLICT,
+INVALID, HANDLER_ERROR).
 
-get_many, put_many, delete_many: status 0 when every reply was OK or MISS; value is then list[bytes | None] (decoded
-when the map has a decoder), list[int] (versions), list[bool]. Otherwise status is that of the first key that was
-neither, and value is list[ManyReply] in key order. version is 0, copies the fewest of any, number that of the first key.
+get_many, put_many, delete_many: status 0 when every reply was OK or MISS; value is then list[bytes
+| None] (decoded when the map has a decoder), list[int] (versions), list[bool]. Otherwise status is
+that of the first key that was neither, and value is list[ManyReply] in key order. version is 0,
+copies the fewest of any, number that of the first key.
 """
 ManyReply: TypeAlias = tuple[int, bytes | None, int, int, int]
 """(status, value, version, codec, number) of one key."""
 
 class Client:
-    """One request stream: numbers operations, packs them into frames, routes, retries, and matches replies.
+    """One request stream: numbers operations, packs them into frames, routes, retries, and matches
+    replies.
 
-    Has no clock, no socket and no thread: the caller sends what take_frames() gives, hands in what arrives, and calls
-    expire() and take_frames() when next_event_ms() is due. Any monotonic milliseconds will do as `now_ms`. Operations
-    that wait for each other's reply take effect in that order; those in flight together may take effect in any. One
-    thread at a time. A key is bytes or str (encoded as UTF-8). At most 1,048,576 operations are open.
+    Has no clock, no socket and no thread: the caller sends what take_frames() gives, hands in what
+    arrives, and calls expire() and take_frames() when next_event_ms() is due. Any monotonic
+    milliseconds will do as `now_ms`. Operations that wait for each other's reply take effect in
+    that order; those in flight together may take effect in any. One thread at a time. A key is
+    bytes or str (encoded as UTF-8). At most 1,048,576 operations are open.
 
-    Raises: every queueing method raises ValueError (naming value and limit) for an empty or too large key, value or
-    name, OverflowError when too much is open, TypeError for other types; nothing is queued then.
+    Raises: every queueing method raises ValueError (naming value and limit) for an empty or too
+    large key, value or name, OverflowError when too much is open, TypeError for other types;
+    nothing is queued then.
     """
 
     def __init__(self, stream: int, partition_count: int) -> None: ...
@@ -579,20 +599,25 @@ class Client:
         codec: int = 0,
         decode: Callable[[bytes], Any] | None = None,
     ) -> int:
-        """Register a map, or a handler ("Unit.handler", schema 0); returns the index that operations name it by.
+        """Register a map, or a handler ("Unit.handler", schema 0); returns the index that
+        operations name it by.
 
-        The same arguments give the same index. `decode` is applied to values of this `codec` before they reach a
-        future (on_frame_futures) or a get_many list; an exception it raises goes to that future. At most 65,535.
+        The same arguments give the same index. `decode` is applied to values of this `codec` before
+        they reach a future (on_frame_futures) or a get_many list; an exception it raises goes to
+        that future. At most 65,535.
         """
 
     def set_routes(self, revision: int, slots: Sequence[int]) -> None:
-        """Partition -> slot (any small number of the caller's, 0..65,534) or -1. Everything that waits is due now."""
+        """Partition -> slot (any small number of the caller's, 0..65,534) or -1. Everything that
+        waits is due now."""
 
     def get(self, map: int, key: bytes | str, waiter: object, timeout_ms: int) -> int:
-        """Queue a get; returns its number. The deadline counts from the next take_frames() or expire()."""
+        """Queue a get; returns its number. The deadline counts from the next take_frames() or
+        expire()."""
 
     def get_entry(self, map: int, key: bytes | str, waiter: object, timeout_ms: int) -> int:
-        """As get(), but on_frame_futures() always returns its completion: the caller wants the version too."""
+        """As get(), but on_frame_futures() always returns its completion: the caller wants the
+        version too."""
 
     def put(
         self,
@@ -607,7 +632,8 @@ class Client:
         version: int | None = None,
         token: tuple[int, int, bytes, int] | None = None,
     ) -> int:
-        """Queue a put. ttl_ms 0 = never expires; version = only onto that version; token = (stream, number, path, lowest)."""
+        """Queue a put. ttl_ms 0 = never expires; version = only onto that version; token = (stream,
+        number, path, lowest)."""
 
     def delete(
         self,
@@ -638,7 +664,8 @@ class Client:
         token: tuple[int, int, bytes, int] | None = None,
         chain: Sequence[bytes] | None = None,
     ) -> int:
-        """Queue a handler call. chain (only with a token): the turns above it, each b"Unit\\0routing key"."""
+        """Queue a handler call. chain (only with a token): the turns above it, each
+        b"Unit\\0routing key"."""
 
     def size(self, map: int, partition: int, waiter: object, timeout_ms: int) -> int: ...
     def scan(
@@ -649,7 +676,8 @@ class Client:
     def get_many(
         self, map: int, keys: Sequence[bytes | str], waiter: object, timeout_ms: int
     ) -> int:
-        """Queue all keys under one waiter; returns the first number. ValueError when `keys` is empty."""
+        """Queue all keys under one waiter; returns the first number. ValueError when `keys` is
+        empty."""
 
     def put_many(
         self,
@@ -667,18 +695,21 @@ class Client:
     def about(self, number: int) -> tuple[str, int, int] | None:
         """What an operation was, for messages: (verb, map index, partition).
 
-        verb: get, put, delete, incr, call, size, scan, contains. Known for what the last on_frame(),
-        on_frame_futures() or expire() has returned and was neither OK nor MISS.
+        verb: get, put, delete, incr, call, size, scan, contains. Known for what the last
+        on_frame(), on_frame_futures() or expire() has returned and was neither OK nor MISS.
         """
 
     def resend(self, number: int, waiter: object, timeout_ms: int) -> None:
-        """Ask again for an unknown outcome: same token, so it is applied once. KeyError when it is not kept."""
+        """Ask again for an unknown outcome: same token, so it is applied once. KeyError when it is
+        not kept."""
 
     def release(self, number: int) -> bool:
-        """Give up on an unknown outcome: its number is no longer open. False when it was not kept."""
+        """Give up on an unknown outcome: its number is no longer open. False when it was not
+        kept."""
 
     def cancel(self, number: int) -> bool:
-        """Nobody waits any more: runs on to an answer nobody gets, is released at its deadline. False when not open.
+        """Nobody waits any more: runs on to an answer nobody gets, is released at its deadline.
+        False when not open.
 
         Not needed for futures that are cancelled themselves; on_frame_futures() skips those.
         """
@@ -687,45 +718,54 @@ class Client:
         """(slot, frame) for all that is queued and every retry due, in sending order per slot."""
 
     def on_frame(self, slot: int, frame: bytes, now_ms: int) -> list[Completion]:
-        """Take a reply frame. Raises FrameError: the caller drops the connection and calls on_disconnect()."""
+        """Take a reply frame. Raises FrameError: the caller drops the connection and calls
+        on_disconnect()."""
 
     def on_frame_futures(self, slot: int, frame: bytes, now_ms: int) -> list[Completion]:
-        """As on_frame() for waiters that are asyncio futures: sets the plain results itself, returns the rest.
+        """As on_frame() for waiters that are asyncio futures: sets the plain results itself,
+        returns the rest.
 
-        Set here (a future already done is skipped): get, get_many: the value or None. contains, delete: bool. put:
-        the version; with if_absent: True, or False on CONFLICT. incr, size: int. invoke: the reply's value.
-        put_many, delete_many: list. Whatever is not OK or MISS, and every scan, is returned; so is a value whose codec
-        is not the map's.
+        Set here (a future already done is skipped): get, get_many: the value or None. contains,
+        delete: bool. put: the version; with if_absent: True, or False on CONFLICT. incr, size: int.
+        invoke: the reply's value. put_many, delete_many: list. Whatever is not OK or MISS, and
+        every scan, is returned; so is a value whose codec is not the map's.
         """
 
     def on_disconnect(self, slot: int, now_ms: int, sent: bool = True) -> None:
         """Everything in flight there is queued again with the same token, after a back-off.
 
-        sent=False: the frames taken for this slot surely never left this process (the connection was never made), so
-        they do not make an outcome unknown. No frame of the old connection may be handed in afterwards.
+        sent=False: the frames taken for this slot surely never left this process (the connection
+        was never made), so they do not make an outcome unknown. No frame of the old connection may
+        be handed in afterwards.
         """
 
     def expire(self, now_ms: int) -> list[Completion]:
         """What is past its deadline: 9 UNKNOWN or 255 TIMEOUT."""
 
     def next_event_ms(self) -> int | None:
-        """When to call expire() and take_frames() next; 0 when something is queued right now; None for never."""
+        """When to call expire() and take_frames() next; 0 when something is queued right now; None
+        for never."""
 
     def wants_routes(self) -> bool:
-        """A refusal or a missing slot since the last set_routes() says that there may be newer routes."""
+        """A refusal or a missing slot since the last set_routes() says that there may be newer
+        routes."""
 
 def decode_scan(value: bytes) -> tuple[list[tuple[bytes, bytes, int, int]], bytes]:
-    """A scan reply's page: ([(key, value, codec, version)], next cursor; b"" = that was all). Raises FrameError."""
+    """A scan reply's page: ([(key, value, codec, version)], next cursor; b"" = that was all).
+    Raises FrameError."""
 
 RequestView: TypeAlias = tuple[
     int, int, int, int, str, int, bytes, bytes, int, int, int | None, tuple[Any, ...] | None, int
 ]
-"""(stream, number, opcode, flags, map, schema, key, value, codec, ttl_ms, expected version, token, lowest)."""
+"""(stream, number, opcode, flags, map, schema, key, value, codec, ttl_ms, expected version, token,
+lowest)."""
 
 def decode_request(frame: bytes) -> list[RequestView]:
-    """A request frame's operations, for debugging and tests. token: (stream, number, path, lowest, chain). Raises FrameError."""
+    """A request frame's operations, for debugging and tests. token: (stream, number, path, lowest,
+    chain). Raises FrameError."""
 
 def encode_reply(
     stream: int, replies: Sequence[tuple[int, int, int, int, int, int, bytes]]
 ) -> bytes:
-    """A reply frame of (number, status, flags, codec, copies, version, value), for debugging and tests."""
+    """A reply frame of (number, status, flags, codec, copies, version, value), for debugging and
+    tests."""

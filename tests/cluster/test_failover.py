@@ -1,4 +1,4 @@
-"""A node is killed under load: nothing acknowledged is lost, copies come back, the node comes back."""
+"""A node is killed under load: nothing acknowledged is lost, and copies come back."""
 
 import threading
 import time

@@ -126,8 +126,18 @@ def test_sigterm_hands_everything_over_first(start_cluster: Callable[..., LocalC
 def test_a_lone_node_refuses_writes_and_names_the_way_out(tmp_path: object) -> None:
     def lone(*arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-m", "spacegrid", "node", "--listen", "127.0.0.1:0", "--json"]
-            + ["--partitions", "16", *arguments],
+            [
+                sys.executable,
+                "-m",
+                "spacegrid",
+                "node",
+                "--listen",
+                "127.0.0.1:0",
+                "--json",
+                "--partitions",
+                "16",
+                *arguments,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -87,7 +87,8 @@ class LmdbSink:
         data_folder: The node's data folder; the store is its subfolder ``lmdb``.
         life: Id of the cluster.
         partition_count: Partitions of the cluster.
-        store_id: 16 bytes that name a store made here; a random one when None. A store that is there
+        store_id: 16 bytes that name a store made here; a random one when None. A store that is
+        there
             keeps its own.
     """
 
