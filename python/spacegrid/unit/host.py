@@ -32,7 +32,6 @@ from typing import Any, Final
 
 from spacegrid import _core, clock
 from spacegrid.errors import SpaceGridError
-from spacegrid.types import Map
 from spacegrid.wire.status import Status
 
 from .arguments import InvalidArguments
@@ -40,7 +39,7 @@ from .calls import CallDesk
 from .definition import Unit
 from .failure import FailureLog, failure_of, handler_failure
 from .runner import Runner, Spare, call_plain, counters, install, new_event_loop, take_first_step
-from .turn import Binding, OutgoingCall, TurnRun
+from .turn import Bindings, OutgoingCall, TurnRun
 
 __all__ = ["UnitHost"]
 
@@ -90,7 +89,7 @@ class UnitHost:
         self._turn_timeout_s = turn_timeout_s
         self.call_timeout_ms = max(1, int(min(call_timeout_s, turn_timeout_s) * 1000))
         self._units, self._runners = install(units)
-        self._bindings: dict[Map[Any, Any], Binding[Any, Any]] = {}
+        self.bindings = Bindings()
 
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -263,13 +262,6 @@ class UnitHost:
         assert self._loop is not None
         return self._loop.create_future()
 
-    def binding(self, spec: Map[Any, Any]) -> Binding[Any, Any]:
-        """A map with its packers looked up, once per map."""
-        found = self._bindings.get(spec)
-        if found is None:
-            found = self._bindings[spec] = Binding(spec)
-        return found
-
     def _drain(self) -> None:
         self._drain_scheduled = False
         inbox = self._inbox
@@ -299,7 +291,12 @@ class UnitHost:
                 if not ready or now_ns > end_ns:
                     break
         self._after_step()
-        if ready and not self._drain_scheduled:
+        if ready:
+            self._drain_soon()
+
+    def _drain_soon(self) -> None:
+        """Go on in the next loop tick; on the unit thread."""
+        if not self._drain_scheduled:
             self._drain_scheduled = True
             assert self._loop is not None
             self._loop.call_soon(self._drain, context=self._base_context)
@@ -450,10 +447,7 @@ class UnitHost:
     def after_resume(self) -> None:
         """After a suspended handler ended by itself: run what is next, tell the grid."""
         if self._ready:
-            if not self._drain_scheduled:
-                self._drain_scheduled = True
-                assert self._loop is not None
-                self._loop.call_soon(self._drain, context=self._base_context)
+            self._drain_soon()
         else:
             self._schedule_flush()
 

@@ -135,7 +135,7 @@ class TurnRun:
         """The turn's view of a map."""
         table = self._tables.get(spec)
         if table is None:
-            table = self._tables[spec] = TurnTable(self.turn, self.host.binding(spec))
+            table = self._tables[spec] = TurnTable(self.turn, self.host.bindings[spec])
         return table
 
     def call(
@@ -217,6 +217,14 @@ class Binding(Generic[K, V]):
         self.decode_value = spec.value_codec.decode
         # An untyped map may hold plain bytes beside msgpack; only its entries' tags tell.
         self.checks_codec = self.schema == 0 and self.codec != CODEC_BYTES
+
+
+class Bindings(dict[Map[Any, Any], Binding[Any, Any]]):
+    """Bindings of one host, made when a map is first used."""
+
+    def __missing__(self, spec: Map[Any, Any]) -> Binding[Any, Any]:
+        self[spec] = made = Binding(spec)
+        return made
 
 
 class TurnTable(Generic[K, V]):
