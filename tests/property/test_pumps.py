@@ -132,6 +132,18 @@ class PumpMachine(RuleBasedStateMachine):
                 self.grid.move(partition, self.owners[slot].node.number)
         return before
 
+    @rule(slot=slots, key=keys)
+    def depose_with_a_batch_on_its_way(self, slot: int, key: str) -> None:
+        """The zombie has read what its heir has read and overtaken."""
+        self.owners[slot].shared.step()
+        self.grid.put(STOCK, key, Stock(1))
+        self.owners[slot].node.freeze()
+        zombie = self._replace(slot)
+        zombie.local.sink.close()
+        self.zombies.append(zombie)
+        self.grid.put(STOCK, key, Stock(2))
+        self.owners[slot].shared.step(3)
+
     @rule()
     def zombies_write(self) -> None:
         for zombie in self.zombies:
@@ -170,8 +182,9 @@ class PumpMachine(RuleBasedStateMachine):
             self.directory.cleanup()
 
     def _converge(self) -> None:
-        for key in KEYS:  # no poison is left in the grid; dead letters are released below
-            self.grid.put(STOCK, key, Stock(7))
+        for packed, (value, _) in self.grid.tables("stock").items():
+            if value == b"\xc1":  # no poison is left in the grid; dead letters are released below
+                self.grid.put(STOCK, packed.decode(), Stock(7))
         for owner in self.owners:
             owner.shared.settle()
             owner.local.settle()

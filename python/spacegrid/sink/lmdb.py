@@ -87,9 +87,7 @@ class LmdbSink:
         data_folder: The node's data folder; the store is its subfolder ``lmdb``.
         life: Id of the cluster.
         partition_count: Partitions of the cluster.
-        store_id: 16 bytes that name a store made here; a random one when None. A store that is
-        there
-            keeps its own.
+        store_id: 16 bytes that name a new store; random when None. An old one keeps its own.
     """
 
     fenced = False
@@ -153,9 +151,10 @@ class LmdbSink:
             # be torn. Kept for a person to look at, never read by us.
             with suppress(FileNotFoundError):
                 os.replace(self.folder / "data.mdb", self.folder / "data.mdb.unclean")
+        data = self.folder / "data.mdb"
         environment = lmdb.open(
             os.fspath(self.folder),
-            map_size=max(MAP_BYTES_FIRST, _file_bytes(self.folder / "data.mdb") * 2),
+            map_size=max(MAP_BYTES_FIRST, data.stat().st_size * 2 if data.exists() else 0),
             max_dbs=2,
             sync=False,
             metasync=False,
@@ -354,8 +353,9 @@ class LmdbSink:
         if puts:
             with writing.cursor(db=self._entries) as cursor:
                 cursor.putmulti(puts)
-        for part in due:
-            self._put_cursor(part.partition, part.last, writing)
+        cursors = [(meta_key(b"cursor/", p.partition), CURSOR.pack(*p.last)) for p in due]
+        with writing.cursor(db=self._meta) as cursor:
+            cursor.putmulti(sorted(cursors))
         return len(last)
 
     def resync(self, resyncs: Sequence[Resync]) -> Written:
@@ -475,13 +475,6 @@ def _boot_id() -> str:
     except OSError:
         # Without the kernel's word every unclean start is taken for a loss of power.
         return f"unknown-{time.time_ns()}"
-
-
-def _file_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _write_durably(path: Path, data: bytes) -> None:
