@@ -1,4 +1,4 @@
-"""A node is killed under load: nothing acknowledged is lost, and copies come back."""
+"""A node is killed under load: nothing acknowledged is lost, copies and node come back."""
 
 import threading
 import time

@@ -127,15 +127,8 @@ def test_a_lone_node_refuses_writes_and_names_the_way_out(tmp_path: object) -> N
     def lone(*arguments: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [
-                sys.executable,
-                "-m",
-                "spacegrid",
-                "node",
-                "--listen",
-                "127.0.0.1:0",
-                "--json",
-                "--partitions",
-                "16",
+                *(sys.executable, "-m", "spacegrid", "node", "--listen", "127.0.0.1:0", "--json"),
+                *("--partitions", "16"),
                 *arguments,
             ],
             stdout=subprocess.PIPE,

@@ -348,7 +348,8 @@ class Daemon:
         addresses = {
             inc: r.address for inc, r in self.view.registrations.items() if inc != self.incarnation
         }
-        self.internal.set_routes(table.revision, table.routes(), addresses, self.incarnation)
+        answering = self.view.answering()
+        self.internal.set_routes(table.revision, answering, addresses, self.incarnation)
 
     def _update_links(self) -> None:
         if self._links is not None:

@@ -198,7 +198,8 @@ class EmbeddedNode:
         """All partitions are here."""
         table = self._authority.state.table
         node = RouteNode(NAME, ADDRESS, self._registration.incarnation)
-        return Routes(table.revision, (node,), [1 if p else 0 for p in table.routes()])
+        # A partition that was lost is answered for as well: with LOST.
+        return Routes(table.revision, (node,), [1] * table.partition_count)
 
     def open_connection(self, deliver: OnFrame) -> int:
         """Number a new connection whose reply frames go to `deliver`."""

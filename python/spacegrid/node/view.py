@@ -7,7 +7,7 @@ Nothing here decides anything. Used on the grid loop only.
 from __future__ import annotations
 
 from spacegrid.coordinator import ControllerChanged
-from spacegrid.machine.table import Registration, Table
+from spacegrid.machine.table import Registration, State, Table
 from spacegrid.v1 import data_pb2
 
 
@@ -63,9 +63,20 @@ class ClusterView:
                     )
                     for inc in index
                 ],
-                primaries=[index.get(primary, 0) for primary in self.table.routes()],
+                primaries=[index.get(primary, 0) for primary in self.answering()],
             )
         return self._routes
+
+    def answering(self) -> list[int]:
+        """Incarnation that answers for each partition, 0: nobody.
+
+        That is the primary; for a partition that has lost every copy it is any node, which says so.
+        """
+        spokesman = min(self.registrations, default=0)
+        return [
+            spokesman if entry.state is State.LOST else entry.primary
+            for entry in self.table.entries
+        ]
 
     def alone(self, incarnation: int) -> bool:
         """Whether no other node could take over what this one holds."""

@@ -205,7 +205,9 @@ class Routes(_message.Message):
 
     @_builtins.property
     def primaries(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """One entry a partition: index into `nodes` plus one, or 0 when nobody is primary."""
+        """One entry a partition: index into `nodes` plus one, or 0 when nobody is primary. For a partition that has lost
+        every copy: a node that answers LOST for it.
+        """
 
     def __init__(
         self,
