@@ -163,9 +163,15 @@ impl Partition {
             follower.in_flight = 0;
             follower.poke = true;
         }
+        let last = log.last().sequence;
+        let more = follower.poke
+            || (follower.started && follower.next <= last)
+            || (follower.kind == Kind::Tail && !follower.complete);
+        if more {
+            self.mark_dirty(out);
+        }
         self.want_changes(false, out);
         self.try_commit(out);
-        self.mark_dirty(out);
     }
 
     /// Write everything that other copies should hear now.

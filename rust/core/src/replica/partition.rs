@@ -97,6 +97,10 @@ pub struct Partition {
     pub(super) promoted_at: u64,
     /// Nobody else's copy is needed for a commit, and nothing is uncommitted.
     pub(super) alone: bool,
+    /// Requests are carried out here: primary, not handing over, not broken.
+    pub(super) serving: bool,
+    /// Copies that count for a new record, as the table says.
+    pub(super) counted: u8,
     /// Version of the table entry with which a hand-over was reported.
     pub(super) handover_asked: u64,
     pub(super) following: super::backup::Following,
@@ -139,6 +143,8 @@ impl Partition {
             followers: Vec::new(),
             promoted_at: 0,
             alone: false,
+            serving: false,
+            counted: 0,
             handover_asked: 0,
             following: super::backup::Following::default(),
             dirty: false,
@@ -179,7 +185,7 @@ impl Partition {
     /// Copies that count for a new record.
     #[inline]
     pub(super) fn copies(&self) -> u8 {
-        self.entry.as_ref().map_or(0, |entry| entry.counted().min(255) as u8)
+        self.counted
     }
 
     /// A hand-over has been asked for.
@@ -213,6 +219,8 @@ impl Partition {
         // the incarnations of before the stop, and nobody has taken the partition on.
         let waits =
             before == Role::Dormant && role == Role::None && entry.epoch <= self.log.base().epoch;
+        self.counted = entry.counted().min(255) as u8;
+        self.serving = role == Role::Primary && entry.target == 0 && self.fault.is_none();
         self.entry = Some(entry);
         if waits {
             return;
@@ -329,18 +337,23 @@ impl Partition {
     /// Why a request cannot be served here: status and version of the refusal.
     #[inline]
     pub(super) fn refusal(&self) -> Option<(u8, u64)> {
-        if self.role == Role::Primary && !self.settings.stopping() && !self.handing_over() {
-            if self.fault.is_some() {
-                return Some((status::UNAVAILABLE, 0));
-            }
+        if self.serving && !self.settings.stopping() {
             return None;
         }
+        Some(self.why_not())
+    }
+
+    #[cold]
+    fn why_not(&self) -> (u8, u64) {
+        if self.fault.is_some() {
+            return (status::UNAVAILABLE, 0);
+        }
         let revision = self.settings.revision();
-        Some(match self.entry.as_ref().map(|entry| entry.state) {
+        match self.entry.as_ref().map(|entry| entry.state) {
             Some(State::Lost) => (status::LOST, revision),
             None | Some(State::Unavailable | State::Recovering) => (status::UNAVAILABLE, revision),
             Some(State::Ok) => (status::NOT_PRIMARY, revision),
-        })
+        }
     }
 
     /// A committed record goes into the tables.
@@ -375,6 +388,7 @@ impl Partition {
     /// An invariant is broken: say so and never answer from this copy again.
     pub(super) fn fail(&mut self, story: String) {
         debug_assert!(false, "partition {}: {story}", self.index);
+        self.serving = false;
         self.fault.get_or_insert(story);
     }
 
