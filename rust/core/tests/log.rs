@@ -50,7 +50,9 @@ proptest! {
                     let before = list.len();
                     list.retain(|(position, _)| position.sequence <= after);
                     prop_assert_eq!(log.cut_after(after), before - list.len());
-                    cursors.values_mut().for_each(|at| *at = (*at).min(after.max(base.sequence)));
+                    for at in cursors.values_mut() {
+                        *at = (*at).min(after.max(base.sequence));
+                    }
                 }
                 Step::Cursor { name, at } => {
                     let inside = (base.sequence..=last.sequence).contains(&at);

@@ -2,13 +2,17 @@
 //!
 //! Goal: what a client sees of a lone primary. Method: request frames in, reply frames decoded.
 
+use spacegrid_core::frame::peer::ChunkEntry;
 use spacegrid_core::frame::reply::status;
 use spacegrid_core::frame::request::{
     Chain, FLAG_IF_ABSENT, FLAG_TOKEN, FLAG_TTL, FLAG_VERSION, encode_chain,
 };
 use spacegrid_core::frame::{Opcode, Operation, ReplyFrame, RequestBuilder, Token};
 use spacegrid_core::key::partition_of;
-use spacegrid_core::replica::{Buffer, Config, Effects, Ending, Node, Ownership, State, TurnStart};
+use spacegrid_core::record::Position;
+use spacegrid_core::replica::{
+    Buffer, Config, Effects, Ending, Node, Ownership, Role, State, TurnStart,
+};
 
 const PARTITIONS: u32 = 8;
 const STREAM: u64 = (1 << 32) | 7;
@@ -278,6 +282,49 @@ fn a_turn_of_an_older_epoch_is_void() {
     drop(partition);
     assert!(node.end_turn(&first, &buffer, &Ending::Finished(b""), 0).is_empty());
     assert_eq!(one(&node, &operation(Opcode::Get, 2, b"tea", b""), 0).status, status::MISS);
+}
+
+#[test]
+fn a_copy_from_disk_waits_for_the_first_epoch_after_the_old_table() {
+    let fresh = || {
+        let config = Config {
+            copy: 9,
+            partition_count: PARTITIONS,
+            min_in_sync: 1,
+            quota_bytes: 0,
+            log_bytes: 0,
+            shared_sink: false,
+            local_sink: false,
+        };
+        let node = Node::new(&config).expect("valid");
+        let entry = ChunkEntry {
+            map: "stock",
+            schema: 0,
+            key: b"tea",
+            value: Some(b"9"),
+            codec: 0,
+            version: (1 << 40) | 5,
+            expires_at_ms: 0,
+        };
+        let position = Position { epoch: 1, sequence: 5 };
+        node.load(0, position, [entry].into_iter(), b"").expect("before the table");
+        // The table of before the stop: another incarnation, and more epochs than the last record.
+        node.apply_table(1, vec![(0, names(3, 7, 4))], 0);
+        assert_eq!(node.roles()[0].role, Role::Dormant);
+        node
+    };
+    let node = fresh();
+    node.apply_table(2, vec![(0, names(4, 8, 9))], 0);
+    assert_eq!((node.roles()[0].role, node.roles()[0].entries), (Role::Primary, 1));
+    let node = fresh();
+    node.apply_table(2, vec![(0, names(3, 8, 7))], 0);
+    assert_eq!(node.roles()[0].role, Role::Dormant, "the epoch is the same");
+    node.apply_table(3, vec![(0, names(4, 9, 8))], 0);
+    assert!(node.roles().is_empty(), "another copy was chosen");
+}
+
+fn names(epoch: u32, version: u64, copy: u64) -> Ownership {
+    Ownership { epoch, version, primary: copy, in_sync: vec![copy], ..Ownership::default() }
 }
 
 #[test]

@@ -76,6 +76,7 @@ pub enum Waiting {
 }
 
 /// One partition on one node.
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one copy")]
 pub struct Partition {
     pub(super) index: u32,
     pub(super) settings: Arc<Settings>,
@@ -103,6 +104,8 @@ pub struct Partition {
     pub(super) counted: u8,
     /// Version of the table entry with which a hand-over was reported.
     pub(super) handover_asked: u64,
+    /// It was loaded from disk, and no table of a new epoch has been seen since.
+    from_disk: bool,
     pub(super) following: super::backup::Following,
     /// This partition is in the node's list of those with something to send.
     pub(super) dirty: bool,
@@ -146,6 +149,7 @@ impl Partition {
             serving: false,
             counted: 0,
             handover_asked: 0,
+            from_disk: false,
             following: super::backup::Following::default(),
             dirty: false,
             fault: None,
@@ -215,16 +219,19 @@ impl Partition {
         if before == Role::Primary && entry.target != 0 && !self.handing_over() {
             self.void_turns(out);
         }
-        // What was loaded from disk waits for the first epoch after it: until then the table still names
-        // the incarnations of before the stop, and nobody has taken the partition on.
-        let waits =
-            before == Role::Dormant && role == Role::None && entry.epoch <= self.log.base().epoch;
+        // What was loaded from disk waits for a new epoch: the table of before the stop still names
+        // the incarnations of before, and nobody has taken the partition on. The epoch of the last
+        // record says nothing, since a partition may have failed over and then been left alone.
+        let waits = self.from_disk
+            && role == Role::None
+            && self.entry.as_ref().is_none_or(|known| known.epoch == entry.epoch);
         self.counted = entry.counted().min(255) as u8;
         self.serving = role == Role::Primary && entry.target == 0 && self.fault.is_none();
         self.entry = Some(entry);
         if waits {
             return;
         }
+        self.from_disk = false;
         self.role = role;
         match role {
             Role::Primary if before == Role::Primary && !new_epoch => {
@@ -316,6 +323,7 @@ impl Partition {
         if self.role == Role::None {
             self.wipe(position);
             self.role = Role::Dormant;
+            self.from_disk = true;
         }
         for entry in entries {
             if let Some(value) = entry.value {
