@@ -12,6 +12,9 @@ use super::partition::Partition;
 use crate::frame::peer::{Header, Records};
 use crate::record::{Position, decode};
 
+/// A follower takes no more records when the node's logs hold this many times their budget.
+pub const OVERFULL: u64 = 2;
+
 /// What a follower knows about its place.
 #[derive(Debug, Default)]
 pub struct Following {
@@ -99,6 +102,13 @@ impl Partition {
         }
         if self.role == Role::Joining && !self.following.incomplete {
             return; // Not joined: the offer comes first.
+        }
+        let budget = &self.settings.log_budget;
+        let overfull = budget.limit() != 0 && budget.used() > OVERFULL * budget.limit();
+        if overfull && records.clone().next().is_some() {
+            // Its own disk does not keep up: unacknowledged, the records come again later, and the
+            // primary's log fills until it pushes back.
+            return;
         }
         let matched = self.take_records(predecessor, records);
         self.mark_dirty(out);

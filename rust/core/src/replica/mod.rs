@@ -19,6 +19,7 @@ mod primary;
 mod request;
 mod streams;
 mod turn;
+mod upkeep;
 
 pub use cursor::{Batch, LOCAL, SHARED, SnapshotEntry};
 pub use effects::{ChangeKind, ChangeWanted};

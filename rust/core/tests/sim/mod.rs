@@ -1,4 +1,7 @@
 //! A simulated cluster for `replica_cluster`: everything but the nodes themselves is a model.
+//!
+//! One room of more than 500 lines: clients, controller, links, pump and checker share one state and
+//! one source of chance, and are only understood together.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -17,6 +20,7 @@ const KEYS: usize = 9;
 const RAW: u64 = 1 << 40;
 
 #[derive(Debug, Clone, Copy)]
+#[expect(clippy::struct_excessive_bools, reason = "each switches one kind of step on")]
 pub struct Options {
     pub crashes: bool,
     pub handovers: bool,
@@ -45,7 +49,7 @@ enum Want {
 /// One key and the client that alone uses it.
 #[derive(Debug)]
 struct Key {
-    key: Vec<u8>,
+    bytes: Vec<u8>,
     stream: u64,
     number: u64,
     want: Option<Want>,
@@ -56,6 +60,7 @@ struct Key {
 }
 
 type Table = Vec<Ownership>;
+type Rows = BTreeMap<Vec<u8>, Vec<u8>>;
 
 pub struct Sim {
     options: Options,
@@ -73,7 +78,7 @@ pub struct Sim {
     keys: Vec<Key>,
     raw: BTreeMap<u64, u8>,
     /// The shared database: per partition a checkpoint and rows.
-    sink: Vec<(Position, BTreeMap<Vec<u8>, Vec<u8>>)>,
+    sink: Vec<(Position, Rows)>,
     pub accepted: Vec<(u32, ChangeKind)>,
     pub answered: u64,
     pub crashes: u64,
@@ -93,7 +98,7 @@ impl Sim {
                 let stream = (1 << 32) | (keys.len() as u64 + 1);
                 let (number, model) = (0, None);
                 let (want, resend, last_status) = (None, false, None);
-                keys.push(Key { key, stream, number, want, resend, model, last_status });
+                keys.push(Key { bytes: key, stream, number, want, resend, model, last_status });
             }
             if keys.len() == KEYS {
                 break;
@@ -183,7 +188,7 @@ impl Sim {
     }
 
     pub fn key_in(&self, partition: u32) -> usize {
-        let holds = |key: &Key| partition_of(&key.key, PARTITIONS) == partition;
+        let holds = |key: &Key| partition_of(&key.bytes, PARTITIONS) == partition;
         self.keys.iter().position(holds).expect("a key in each")
     }
 
@@ -346,9 +351,9 @@ impl Sim {
         let key = self.draw(KEYS);
         if self.keys[key].want.is_none() {
             let want = match self.draw(10) {
-                0..=2 => Want::Put(self.draw(100) as i64),
+                0..=2 => Want::Put(i64::from(self.draw(100) as u32)),
                 3 => Want::Delete,
-                4..=5 => Want::Incr(self.draw(9) as i64 - 4),
+                4..=5 => Want::Incr(i64::from(self.draw(9) as u32) - 4),
                 8..=9 if !self.options.suspicions => Want::Read,
                 _ => Want::Turn,
             };
@@ -386,7 +391,7 @@ impl Sim {
                 schema: 0,
                 number,
                 token: Token { stream, number, path: b"", lowest: number },
-                key: &self.keys[key].key,
+                key: &self.keys[key].bytes,
                 codec: u8::from(opcode == Opcode::Put),
                 value,
                 ttl_ms: 0,
@@ -415,7 +420,7 @@ impl Sim {
         };
         let (stream, number) = (self.keys[key].stream, self.keys[key].number);
         let frame = self.frame(key, opcode, stream, number, value);
-        let partition = partition_of(&self.keys[key].key, PARTITIONS) as usize;
+        let partition = partition_of(&self.keys[key].bytes, PARTITIONS) as usize;
         self.keys[key].resend = false;
         let to = self.table[partition].primary;
         if self.nodes.contains_key(&to) {
@@ -465,7 +470,7 @@ impl Sim {
                 schema: 0,
                 number,
                 token: Token { stream, number: last, path: b"", lowest: last },
-                key: &self.keys[key].key,
+                key: &self.keys[key].bytes,
                 codec: 1,
                 value: &value,
                 ttl_ms: 0,
@@ -813,16 +818,16 @@ impl Sim {
                 commits.insert(partition.commit());
                 let mut count = 0;
                 for key in &self.keys {
-                    if partition_of(&key.key, PARTITIONS) as usize != index {
+                    if partition_of(&key.bytes, PARTITIONS) as usize != index {
                         continue;
                     }
-                    let entry = partition.store().get("m", &key.key);
+                    let entry = partition.store().get("m", &key.bytes);
                     assert!(entry.is_none_or(|entry| !entry.tombstone), "a tombstone is left");
                     let value = entry.and_then(|entry| number_of(entry.value));
                     assert_eq!(value, key.model, "copy {copy} of {key:?}");
                     count += usize::from(value.is_some());
                     if self.options.shared_sink {
-                        let row = self.sink[index].1.get(&key.key);
+                        let row = self.sink[index].1.get(&key.bytes);
                         assert_eq!(row.and_then(|row| number_of(row)), key.model, "in the sink");
                     }
                 }
