@@ -7,8 +7,6 @@
 mod queue;
 mod replies;
 
-use std::collections::BTreeMap;
-
 use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyKeyError, PyValueError};
 use pyo3::gc::PyVisit;
@@ -34,8 +32,8 @@ pub struct PyClient {
     free_groups: Vec<u32>,
     /// Kept between calls for its memory.
     done: Vec<Done>,
-    /// What the operations were that the shell was told of last.
-    told: BTreeMap<u64, About>,
+    /// What the operations were that the shell was told of last, by number.
+    told: Vec<(u64, About)>,
 }
 
 #[pymethods]
@@ -48,7 +46,7 @@ impl PyClient {
             groups: Vec::new(),
             free_groups: Vec::new(),
             done: Vec::new(),
-            told: BTreeMap::new(),
+            told: Vec::new(),
         })
     }
 
@@ -288,7 +286,8 @@ impl PyClient {
     }
 
     fn about(&self, number: u64) -> Option<(&'static str, u16, u16)> {
-        self.told.get(&number).map(|about| about.tuple())
+        let at = self.told.binary_search_by_key(&number, |(number, _)| *number).ok()?;
+        Some(self.told[at].1.tuple())
     }
 
     fn resend(&mut self, number: u64, waiter: Py<PyAny>, timeout_ms: u64) -> PyResult<()> {

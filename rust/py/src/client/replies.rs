@@ -1,7 +1,5 @@
 //! Replies on their way to Python: taken out of core first, told afterwards.
 
-use std::collections::BTreeMap;
-
 use pyo3::prelude::*;
 use pyo3::types::{PyBool, PyBytes, PyList};
 use pyo3::{IntoPyObjectExt, intern};
@@ -293,21 +291,26 @@ pub(super) fn report<'py>(
 ) -> PyResult<Bound<'py, PyList>> {
     let py = client.py();
     let mut decoders = Decoders { client, last: None };
-    let mut told = BTreeMap::new();
+    let mut told = std::mem::take(&mut client.borrow_mut().told);
+    told.clear();
     let rest = PyList::empty(py);
     for done in collected.drain(..) {
         if futures && let Some(result) = done.plain(py, &mut decoders) {
             settle(done.waiter.bind(py), result);
             continue;
         }
-        let answers = done.group.iter().flatten().flatten();
-        for answer in answers.chain(std::iter::once(&done.answer)) {
-            let Done { opcode, map, .. } = done;
-            // A group's summary has the number of its first key, which is there already.
-            told.entry(answer.number).or_insert(About { opcode, map, partition: answer.partition });
+        let Done { opcode, map, .. } = done;
+        let about = |answer: &Answer| About { opcode, map, partition: answer.partition };
+        match &done.group {
+            Some(answers) => {
+                let failed = answers.iter().flatten().filter(|one| one.status > status::MISS);
+                told.extend(failed.map(|answer| (answer.number, about(answer))));
+            }
+            None => told.push((done.answer.number, about(&done.answer))),
         }
         rest.append(done.completion(py, &mut decoders)?)?;
     }
+    told.sort_unstable_by_key(|(number, _)| *number);
     let mut client = client.borrow_mut();
     client.done = collected;
     client.told = told;
