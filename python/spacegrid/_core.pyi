@@ -562,6 +562,7 @@ copies the fewest of any, number that of the first key.
 ManyReply: TypeAlias = tuple[int, bytes | None, int, int, int]
 """(status, value, version, codec, number) of one key."""
 
+@final
 class Client:
     """One request stream: numbers operations, packs them into frames, routes, retries, and matches
     replies.
@@ -577,7 +578,7 @@ class Client:
     nothing is queued then.
     """
 
-    def __init__(self, stream: int, partition_count: int) -> None: ...
+    def __new__(cls, stream: int, partition_count: int) -> Self: ...
     @property
     def stream(self) -> int: ...
     @property
