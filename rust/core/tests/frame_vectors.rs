@@ -1,4 +1,5 @@
-//! The shared frame vectors: read, written again to the same bytes, refused with the error they name.
+//! The shared frame vectors: read, written again to the same bytes, refused with the error they
+//! name.
 
 use std::fmt::Write as _;
 

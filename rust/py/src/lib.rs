@@ -1,7 +1,7 @@
 //! `spacegrid._core`: the Python face of `spacegrid-core`.
 //!
-//! Checks arguments, detaches from the interpreter where work is worth it, and calls core. No lock of core is ever held
-//! while this side waits for the interpreter.
+//! Checks arguments, detaches from the interpreter where work is worth it, and calls core. No lock
+//! of core is ever held while this side waits for the interpreter.
 
 #![allow(missing_docs, reason = "the contract is python/spacegrid/_core.pyi")]
 

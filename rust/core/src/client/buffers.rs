@@ -1,8 +1,10 @@
-//! The encoded operations: the open frame of each slot, the sent frames that a retry may need, and what waits.
+//! The encoded operations: the open frame of each slot, the sent frames that a retry may need, and
+//! what waits.
 //!
-//! An operation is encoded once. Its bytes stay in the buffer of the frame it left with until every operation of that
-//! frame is answered; one that is refused moves to a buffer of its like, so that a few slow ones do not hold many
-//! frames. Buffers are used again, so that nothing is allocated in the steady state.
+//! An operation is encoded once. Its bytes stay in the buffer of the frame it left with until every
+//! operation of that frame is answered; one that is refused moves to a buffer of its like, so that
+//! a few slow ones do not hold many frames. Buffers are used again, so that nothing is allocated in
+//! the steady state.
 
 use crate::frame::request::{peek, readdress, seal_request, sealed_length};
 use crate::frame::{base_for, delta_from};
@@ -166,7 +168,8 @@ impl Buffers {
         self.bytes += length;
     }
 
-    /// One open operation fewer is in `id`. The last one frees a sent buffer, and one of waiting operations.
+    /// One open operation fewer is in `id`. The last one frees a sent buffer, and one of waiting
+    /// operations.
     #[inline]
     pub fn leave(&mut self, id: u32) {
         let buffer = &mut self.all[id as usize];
@@ -241,7 +244,8 @@ impl Buffers {
         moved
     }
 
-    /// Drops from an unsent buffer what `is_here` denies; returns where each of the others begins now.
+    /// Drops from an unsent buffer what `is_here` denies; returns where each of the others begins
+    /// now.
     pub fn sweep(&mut self, id: u32, is_here: impl Fn(u64, u32) -> bool) -> Vec<(u64, u32)> {
         let buffer = &mut self.all[id as usize];
         let mut kept = Vec::with_capacity(buffer.operations.len());

@@ -1,9 +1,9 @@
 //! When operations run out of time.
 //!
-//! Most operations have the same timeout and are queued in a row, so what is kept is runs: all numbers from `first` to
-//! `last` share a deadline. A run gets its deadline at the first call that knows the time. Runs in order of both number
-//! and deadline lie in a queue, others in a heap. Closed numbers are not taken out; a run is dropped when the window has
-//! moved past it.
+//! Most operations have the same timeout and are queued in a row, so what is kept is runs: all
+//! numbers from `first` to `last` share a deadline. A run gets its deadline at the first call that
+//! knows the time. Runs in order of both number and deadline lie in a queue, others in a heap.
+//! Closed numbers are not taken out; a run is dropped when the window has moved past it.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
@@ -75,7 +75,8 @@ impl Deadlines {
         self.others.extend(self.fresh_alone.drain(..).map(|run| Reverse(started(run, now_ms))));
     }
 
-    /// Drops runs below `base`, where nothing is open but what `is_behind` knows; those are in the heap.
+    /// Drops runs below `base`, where nothing is open but what `is_behind` knows; those are in the
+    /// heap.
     #[inline]
     pub fn trim(&mut self, base: u64, is_behind: impl Fn(u64) -> bool) {
         while self.ordered.front().is_some_and(|run| run.last < base) {

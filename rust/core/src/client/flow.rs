@@ -74,8 +74,8 @@ impl<W> Client<W> {
 
     /// Takes a reply frame that came over the connection of `slot`.
     ///
-    /// Replies for numbers that are not in flight there are ignored: duplicates, and answers that came too late. On an
-    /// error nothing was taken.
+    /// Replies for numbers that are not in flight there are ignored: duplicates, and answers that
+    /// came too late. On an error nothing was taken.
     pub fn on_frame(
         &mut self,
         slot: u16,
@@ -123,10 +123,11 @@ impl<W> Client<W> {
         Ok(())
     }
 
-    /// The connection of `slot` is gone: what was in flight there is queued again, after a back-off.
+    /// The connection of `slot` is gone: what was in flight there is queued again, after a
+    /// back-off.
     ///
-    /// `sent` false: those frames surely never left, so nobody can have applied them. What is queued and not yet taken
-    /// is not touched.
+    /// `sent` false: those frames surely never left, so nobody can have applied them. What is
+    /// queued and not yet taken is not touched.
     pub fn on_disconnect(&mut self, slot: u16, now_ms: u64, sent: bool) {
         self.wants_routes = true;
         for id in self.buffers.sent_to(slot) {
@@ -143,7 +144,8 @@ impl<W> Client<W> {
         }
     }
 
-    /// Completes what is past its deadline: UNKNOWN when it may have been applied, else [`TIMEOUT`].
+    /// Completes what is past its deadline: UNKNOWN when it may have been applied, else
+    /// [`TIMEOUT`].
     pub fn expire(&mut self, now_ms: u64, mut done: impl FnMut(Completion<'_, W>)) {
         self.deadlines.start(now_ms);
         while let Some(run) = self.deadlines.pop_due(now_ms) {
@@ -243,7 +245,8 @@ impl<W> Client<W> {
         })
     }
 
-    /// A buffer in which the operation `number` of this size has room: the slot's open one, or one that waits.
+    /// A buffer in which the operation `number` of this size has room: the slot's open one, or one
+    /// that waits.
     #[inline]
     pub(super) fn room(&mut self, slot: u16, number: u64, length: usize, name_bytes: usize) -> u32 {
         if slot == NO_SLOT {
@@ -352,7 +355,8 @@ impl<W> Client<W> {
         }
     }
 
-    /// After new routes: what is queued for a slot that is no longer its partition's leaves that frame.
+    /// After new routes: what is queued for a slot that is no longer its partition's leaves that
+    /// frame.
     pub(super) fn reroute_queued(&mut self) {
         let frames: Vec<_> =
             self.slots.iter().flat_map(|slot| slot.frames.iter().copied()).collect();

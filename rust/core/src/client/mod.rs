@@ -1,15 +1,19 @@
-//! One request stream of a client, as a machine: numbers, batches, routes, retries, and matches replies.
+//! One request stream of a client, as a machine: numbers, batches, routes, retries, and matches
+//! replies.
 //!
-//! Operations go in one by one ([`Client::queue`]) and are encoded straight into the open frame of the slot (the
-//! caller's name for a node) that their partition is routed to; frames come out ([`Client::take_frames`]), replies go
-//! in ([`Client::on_frame`]) and completions come out, each with the waiter it was queued with. No clock, no socket:
-//! time is an argument, sending is the caller's.
+//! Operations go in one by one ([`Client::queue`]) and are encoded straight into the open frame of
+//! the slot (the caller's name for a node) that their partition is routed to; frames come out
+//! ([`Client::take_frames`]), replies go in ([`Client::on_frame`]) and completions come out, each
+//! with the waiter it was queued with. No clock, no socket: time is an argument, sending is the
+//! caller's.
 //!
 //! Invariants:
 //! - a number is given once; a retry is the same number, the same bytes, the same token;
-//! - a mutating operation is answered, refused for good, surely not applied, or *unknown*: the last stays open until
+//! - a mutating operation is answered, refused for good, surely not applied, or *unknown*: the last
+//!   stays open until
 //!   the caller asks again ([`Client::resend`]) or gives up ([`Client::release`]);
-//! - `lowest`, as each operation states it, is never above a mutating number of that partition that is still open, and
+//! - `lowest`, as each operation states it, is never above a mutating number of that partition that
+//!   is still open, and
 //!   for an invoke not above any open invoke of the stream: its turn hands it on to calls in other partitions;
 //! - what leaves an unsent frame (a new route, a cancel, a deadline) is not sent with it.
 //!
@@ -160,7 +164,8 @@ struct Unknown {
 /// The frames queued for one slot.
 #[derive(Debug, Default)]
 struct Slot {
-    /// Oldest first; the last is the open one. Few: a loop tick that fills more than one frame is rare.
+    /// Oldest first; the last is the open one. Few: a loop tick that fills more than one frame is
+    /// rare.
     frames: Vec<u32>,
 }
 
@@ -184,7 +189,8 @@ pub struct Client<W> {
     routes: Vec<u16>,
     revision: u64,
     wants_routes: bool,
-    /// Times at which waiting operations are due; entries of operations that have moved on are skipped.
+    /// Times at which waiting operations are due; entries of operations that have moved on are
+    /// skipped.
     waiting: BinaryHeap<Reverse<(u64, u64)>>,
     waiting_count: usize,
     queued_count: usize,
@@ -251,12 +257,14 @@ impl<W> Client<W> {
         self.window.len() + self.unknown.len()
     }
 
-    /// Whether a refusal or a missing slot since the last [`Client::set_routes`] says that there may be newer routes.
+    /// Whether a refusal or a missing slot since the last [`Client::set_routes`] says that there
+    /// may be newer routes.
     pub fn wants_routes(&self) -> bool {
         self.wants_routes
     }
 
-    /// The index by which operations name a map (or `Unit.handler`, with schema 0). The same for the same arguments.
+    /// The index by which operations name a map (or `Unit.handler`, with schema 0). The same for
+    /// the same arguments.
     pub fn map(&mut self, name: &str, schema: u32) -> Result<u16> {
         let known = self.maps.iter().position(|map| &*map.name == name && map.schema == schema);
         match known {
@@ -265,7 +273,8 @@ impl<W> Client<W> {
         }
     }
 
-    /// As [`Client::map`], but always a new index: for a caller that keeps more about a map than core does.
+    /// As [`Client::map`], but always a new index: for a caller that keeps more about a map than
+    /// core does.
     pub fn add_map(&mut self, name: &str, schema: u32) -> Result<u16> {
         check_name(name)?;
         check_size("the number of maps", self.maps.len() + 1, MAPS_MAX)?;
@@ -273,7 +282,8 @@ impl<W> Client<W> {
         Ok((self.maps.len() - 1) as u16)
     }
 
-    /// Refuses a request that [`Client::queue`] would refuse, when there is room for `more` like it.
+    /// Refuses a request that [`Client::queue`] would refuse, when there is room for `more` like
+    /// it.
     #[inline]
     pub fn check(&self, request: &Request<'_>, more: usize) -> Result<()> {
         if usize::from(request.map) >= self.maps.len() {
@@ -309,10 +319,11 @@ impl<W> Client<W> {
         Ok(())
     }
 
-    /// Queues one operation; returns its number. `timeout_ms` counts from the next call that knows the time.
+    /// Queues one operation; returns its number. `timeout_ms` counts from the next call that knows
+    /// the time.
     ///
-    /// Refused without a trace when a part is past its limit or too much is open. Cost: one hash of the routing key and
-    /// one copy of key and value; nothing is allocated in the steady state.
+    /// Refused without a trace when a part is past its limit or too much is open. Cost: one hash of
+    /// the routing key and one copy of key and value; nothing is allocated in the steady state.
     #[inline]
     pub fn queue(&mut self, request: &Request<'_>, waiter: W, timeout_ms: u64) -> Result<u64> {
         self.check(request, 1)?;
@@ -396,7 +407,8 @@ impl<W> Client<W> {
         self.window.iter().filter_map(|pending| pending.waiter.as_ref())
     }
 
-    /// Makes partition `p` go to `slots[p]`; a negative slot is none. Whatever waits for routes is due at once.
+    /// Makes partition `p` go to `slots[p]`; a negative slot is none. Whatever waits for routes is
+    /// due at once.
     pub fn set_routes(&mut self, revision: u64, slots: &[i32]) -> Result<()> {
         if slots.len() != self.partition_count as usize {
             return Err(CoreError::Invalid {
@@ -420,7 +432,8 @@ impl<W> Client<W> {
         Ok(())
     }
 
-    /// Asks again for an unknown outcome, with the same token. `Err` gives the waiter back: the number is not kept.
+    /// Asks again for an unknown outcome, with the same token. `Err` gives the waiter back: the
+    /// number is not kept.
     pub fn resend(&mut self, number: u64, waiter: W, timeout_ms: u64) -> Result<(), W> {
         let Some(unknown) = self.unknown.remove(&number) else {
             return Err(waiter);
@@ -462,10 +475,11 @@ impl<W> Client<W> {
         true
     }
 
-    /// Nobody waits any more; gives the waiter back. `None` when the number is not open or nobody waited.
+    /// Nobody waits any more; gives the waiter back. `None` when the number is not open or nobody
+    /// waited.
     ///
-    /// What never left is dropped, and so is a read. A mutation that left runs on to its answer, and is released at
-    /// its deadline.
+    /// What never left is dropped, and so is a read. A mutation that left runs on to its answer,
+    /// and is released at its deadline.
     pub fn cancel(&mut self, number: u64) -> Option<W> {
         if self.release(number) {
             return None;
@@ -480,7 +494,8 @@ impl<W> Client<W> {
         Some(waiter)
     }
 
-    /// When to call [`Client::expire`] and [`Client::take_frames`] next; 0: now. `None`: nothing is open.
+    /// When to call [`Client::expire`] and [`Client::take_frames`] next; 0: now. `None`: nothing is
+    /// open.
     pub fn next_event_ms(&self) -> Option<u64> {
         if self.queued_count > 0 {
             return Some(0);

@@ -1,5 +1,5 @@
-//! Which mutating numbers are open, per partition: a request tells the primary the lowest, and the primary keeps the
-//! results from there up for repeats.
+//! Which mutating numbers are open, per partition: a request tells the primary the lowest, and the
+//! primary keeps the results from there up for repeats.
 
 use std::collections::VecDeque;
 
@@ -9,7 +9,8 @@ const STALE_MIN: usize = 64;
 /// What [`OpenNumbers::lowest`] compares with: no number is open.
 const NONE: u64 = u64::MAX;
 
-/// See the module. A number that is closed while a lower one is open stays in its queue until it is at the front.
+/// See the module. A number that is closed while a lower one is open stays in its queue until it is
+/// at the front.
 #[derive(Debug)]
 pub(super) struct OpenNumbers {
     /// Read for every operation, so it lies dense and apart from the queues.

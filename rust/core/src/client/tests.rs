@@ -1,4 +1,5 @@
-//! The client against a node that is a few lines: frames in, replies out, and all the ways they get lost.
+//! The client against a node that is a few lines: frames in, replies out, and all the ways they get
+//! lost.
 
 use super::*;
 use crate::frame::reply::status;

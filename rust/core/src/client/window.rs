@@ -1,12 +1,13 @@
 //! The open operations of a stream, found by number.
 //!
-//! Numbers are given out in order and mostly answered in order, so the operations lie in a ring, at their number's
-//! distance from the lowest. One that stays behind must not keep the ring from shrinking: past a size the oldest moves
-//! to a tree (`behind`), and the ring goes on.
+//! Numbers are given out in order and mostly answered in order, so the operations lie in a ring, at
+//! their number's distance from the lowest. One that stays behind must not keep the ring from
+//! shrinking: past a size the oldest moves to a tree (`behind`), and the ring goes on.
 
 use std::collections::{BTreeMap, VecDeque};
 
-/// The ring may have this many places, most of them empty, before its oldest operation moves behind it.
+/// The ring may have this many places, most of them empty, before its oldest operation moves behind
+/// it.
 const RING_SPARSE_MAX: usize = 16 * 1024;
 
 /// Where an operation is on its way.
@@ -128,7 +129,8 @@ impl<W> Window<W> {
         Some(removed)
     }
 
-    /// Moves the oldest operation behind the ring when the ring has become long and empty; returns its number.
+    /// Moves the oldest operation behind the ring when the ring has become long and empty; returns
+    /// its number.
     #[inline]
     pub fn leave_behind(&mut self) -> Option<u64> {
         let sparse = self.ring.len() > RING_SPARSE_MAX

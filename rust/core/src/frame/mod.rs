@@ -1,9 +1,10 @@
 //! Frames: the packed batches that travel between clients and nodes, and between nodes.
 //!
-//! Every frame is one envelope (magic, version, kind, length, count, checksum) around a body of its kind. Decoding
-//! borrows from the frame, checks every length against what is there and against [`limits`](crate::limits) before it
-//! is used, and allocates nothing that the bytes could choose the size of. A decoded frame is valid from end to end:
-//! its iterators cannot fail. The layout, with test vectors, is `proto/FRAME.md`.
+//! Every frame is one envelope (magic, version, kind, length, count, checksum) around a body of its
+//! kind. Decoding borrows from the frame, checks every length against what is there and against
+//! [`limits`](crate::limits) before it is used, and allocates nothing that the bytes could choose
+//! the size of. A decoded frame is valid from end to end: its iterators cannot fail. The layout,
+//! with test vectors, is `proto/FRAME.md`.
 //!
 //! Callers: [`client`](crate::client) and the replica; `rust/py` for debugging views.
 
@@ -29,8 +30,8 @@ pub const KIND_REQUEST: u8 = 1;
 /// Kind of a frame of replies, node to client.
 pub const KIND_REPLY: u8 = 2;
 
-/// Half the reach of a `number_delta`: a base this far below the first number of a frame lets later ones lie below
-/// it as well, so nothing has to be known in advance about the order of numbers.
+/// Half the reach of a `number_delta`: a base this far below the first number of a frame lets later
+/// ones lie below it as well, so nothing has to be known in advance about the order of numbers.
 pub(crate) const BASE_REACH: u64 = 1 << 31;
 
 /// The base for a frame whose first number is `number`.
@@ -57,7 +58,8 @@ pub struct Envelope<'a> {
 }
 
 impl<'a> Envelope<'a> {
-    /// Checks size, magic, version, length and checksum of `frame`, which may have at most `limit` bytes in all.
+    /// Checks size, magic, version, length and checksum of `frame`, which may have at most `limit`
+    /// bytes in all.
     ///
     /// Cost: one pass over the bytes for the checksum.
     pub fn decode(frame: &'a [u8], limit: usize) -> Result<Self> {

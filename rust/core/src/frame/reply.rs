@@ -183,7 +183,8 @@ impl ExactSizeIterator for Replies<'_> {}
 
 /// Collects the replies for one request stream and hands out finished frames.
 ///
-/// Replies come one at a time, whenever they are known and in any order. Cost of a push: one copy of the value.
+/// Replies come one at a time, whenever they are known and in any order. Cost of a push: one copy
+/// of the value.
 #[derive(Debug)]
 pub struct ReplyBuilder {
     stream: u64,
@@ -223,9 +224,11 @@ impl ReplyBuilder {
         self.frame.len()
     }
 
-    /// Appends a reply; returns the finished frame of those before it when it no longer fits with them.
+    /// Appends a reply; returns the finished frame of those before it when it no longer fits with
+    /// them.
     ///
-    /// A value past [`REPLY_VALUE_BYTES_MAX`] fits into no frame: the reply becomes [`status::TOO_LARGE`] without it.
+    /// A value past [`REPLY_VALUE_BYTES_MAX`] fits into no frame: the reply becomes
+    /// [`status::TOO_LARGE`] without it.
     #[inline]
     pub fn push(&mut self, reply: &Reply<'_>) -> Option<Vec<u8>> {
         let mut reply = *reply;

@@ -43,7 +43,8 @@ impl PageBuilder {
         Self::default()
     }
 
-    /// Appends an entry. False, and not appended, when the page is full; the first entry always fits.
+    /// Appends an entry. False, and not appended, when the page is full; the first entry always
+    /// fits.
     pub fn push(&mut self, entry: &PageEntry<'_>) -> bool {
         let grown = ENTRY_BYTES + entry.key.len() + entry.value.len();
         if self.count > 0 && self.bytes.len() + grown > PAGE_BYTES_MAX {

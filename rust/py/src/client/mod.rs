@@ -1,8 +1,9 @@
 //! `_core.Client`: one request stream for asyncio and for threads.
 //!
-//! The hot path is `get` (one call, no Python object made but its number) and `on_frame_futures` (one bytes and one
-//! `set_result` per reply). Python code can run whenever an object is released or called, and could call the client
-//! again: so replies are first taken completely, and Python is called with the client no longer borrowed.
+//! The hot path is `get` (one call, no Python object made but its number) and `on_frame_futures`
+//! (one bytes and one `set_result` per reply). Python code can run whenever an object is released
+//! or called, and could call the client again: so replies are first taken completely, and Python is
+//! called with the client no longer borrowed.
 
 mod queue;
 mod replies;

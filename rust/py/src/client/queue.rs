@@ -1,4 +1,5 @@
-//! What the methods of `Client` share: arguments, queueing under one or many waiters, taking completions out of core.
+//! What the methods of `Client` share: arguments, queueing under one or many waiters, taking
+//! completions out of core.
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;

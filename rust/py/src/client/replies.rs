@@ -148,7 +148,8 @@ impl Done {
         }
     }
 
-    /// The list of a group of which every reply is OK or MISS; `None` when a value has another codec.
+    /// The list of a group of which every reply is OK or MISS; `None` when a value has another
+    /// codec.
     fn plain_list<'py>(
         &self,
         py: Python<'py>,

@@ -114,7 +114,8 @@ pub(crate) fn readdress(operation: &mut [u8], map_index: u16, number_delta: u32)
     operation[4..8].copy_from_slice(&number_delta.to_le_bytes());
 }
 
-/// The map index and number distance of an encoded operation, and its length; `None` when it is cut short.
+/// The map index and number distance of an encoded operation, and its length; `None` when it is cut
+/// short.
 pub(crate) fn peek(operation: &[u8]) -> Option<(u16, u32, usize)> {
     let head = operation.first_chunk::<OPERATION_BYTES>()?;
     let map_index = u16::from_le_bytes([head[2], head[3]]);
@@ -171,7 +172,8 @@ pub fn seal_request<'a>(
     seal(out, KIND_REQUEST, count);
 }
 
-/// Builds request frames from whole [`Operation`]s: for tests, tools, and those who need no client machine.
+/// Builds request frames from whole [`Operation`]s: for tests, tools, and those who need no client
+/// machine.
 #[derive(Debug)]
 pub struct RequestBuilder {
     stream: u64,
@@ -187,7 +189,8 @@ impl RequestBuilder {
         Self { stream, base_number: 0, maps: Vec::new(), operations: Vec::new(), count: 0 }
     }
 
-    /// Appends `operation`; returns the finished frame of those before it when it no longer fits with them.
+    /// Appends `operation`; returns the finished frame of those before it when it no longer fits
+    /// with them.
     ///
     /// Its token is written when [`FLAG_TOKEN`] is set; else only `lowest` of it is used.
     pub fn push(&mut self, operation: &Operation<'_>) -> Result<Option<Vec<u8>>> {

@@ -1,9 +1,10 @@
 //! Request frames: many operations of one request stream for one node.
 //!
-//! Map names travel once per frame, in a table; operations name them by index. The decoder checks the whole frame
-//! before anything of it is executed, and then hands out views ([`Operation`]) that borrow from it. The encoder is
-//! split in two ([`encode_operation`], [`seal_request`]) so that the client can encode straight into the open buffer
-//! of a node and write the finished frame straight into the bytes it sends; [`RequestBuilder`] puts both together.
+//! Map names travel once per frame, in a table; operations name them by index. The decoder checks
+//! the whole frame before anything of it is executed, and then hands out views ([`Operation`]) that
+//! borrow from it. The encoder is split in two ([`encode_operation`], [`seal_request`]) so that the
+//! client can encode straight into the open buffer of a node and write the finished frame straight
+//! into the bytes it sends; [`RequestBuilder`] puts both together.
 
 mod encode;
 
@@ -362,7 +363,8 @@ impl<'a> RequestFrame<'a> {
     }
 }
 
-/// Refuses a count of nothing, too many, and more than one in a frame that only a lone large value may have.
+/// Refuses a count of nothing, too many, and more than one in a frame that only a lone large value
+/// may have.
 pub(super) fn check_count(count: u32, frame_bytes: usize) -> Result<()> {
     require(count > 0, "the frame's count", 0)?;
     check_size("the frame's number of operations", count as usize, FRAME_OPERATIONS_MAX)?;
