@@ -217,7 +217,9 @@ class Daemon:
         )
         if store is not None:
             store.attach(table)
-            count = store.load_into(node)
+            alive = {r.incarnation for r in self._coordinator.registrations}
+            served = {entry.partition for entry in table.entries if entry.primary in alive}
+            count = store.load_into(node, served)
             if store.stored:
                 _log.info("loaded from disk", partitions=len(store.stored), entries=count)
         self.engine = Engine(node, die)

@@ -8,6 +8,7 @@ the cluster afterwards. A new store is given its id here, so that it is register
 from __future__ import annotations
 
 import uuid
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -82,11 +83,21 @@ class NodeStore:
             self.sink.open()
         return self.sink
 
-    def load_into(self, node: Node) -> int:
-        """Give the core what a clean stop left, before its first table; the number of entries."""
+    def load_into(self, node: Node, served: Container[int] = ()) -> int:
+        """Give the core what a clean stop left, before its first table.
+
+        Args:
+            node: The core.
+            served: Partitions that another node has taken on already: what is here is of the past.
+
+        Returns:
+            The number of entries.
+        """
         assert self.sink is not None
         count = 0
         for partition, epoch, sequence, entries, streams, last in self.sink.load():
+            if partition in served:
+                continue
             node.load(partition, epoch, sequence, entries, streams, last)
             count += len(entries)
         return count
