@@ -13,8 +13,8 @@
 //!   stays open until
 //!   the caller asks again ([`Client::resend`]) or gives up ([`Client::release`]);
 //! - `lowest`, as each operation states it, is never above a mutating number of that partition that
-//!   is still open, and
-//!   for an invoke not above any open invoke of the stream: its turn hands it on to calls in other partitions;
+//!   is still open, and for an invoke not above any open invoke of the stream: its turn hands it on
+//!   to calls in other partitions;
 //! - what leaves an unsent frame (a new route, a cancel, a deadline) is not sent with it.
 //!
 //! Operations in flight together may take effect in any order. Callers: `rust/py`.

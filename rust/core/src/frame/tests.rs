@@ -148,7 +148,8 @@ proptest! {
         for one in &replies {
             let (number, status, codec, copies, version) = view(one);
             let value = &one.5;
-            frames.extend(builder.push(&Reply { number, status, flags: 0, codec, copies, version, value }));
+            let reply = Reply { number, status, flags: 0, codec, copies, version, value };
+            frames.extend(builder.push(&reply));
         }
         frames.extend(builder.finish());
         let mut seen = Vec::new();

@@ -51,6 +51,9 @@ pub(super) fn with_token<'a>(
     }
 }
 
+/// Where core's completions go.
+type Tell<'a> = &'a mut dyn FnMut(Completion<'_, Waiter>);
+
 impl PyClient {
     #[inline]
     pub(super) fn queue(
@@ -100,7 +103,7 @@ impl PyClient {
     pub(super) fn collect(
         &mut self,
         py: Python<'_>,
-        run: impl FnOnce(&mut Client<Waiter>, &mut dyn FnMut(Completion<'_, Waiter>)) -> PyResult<()>,
+        run: impl FnOnce(&mut Client<Waiter>, Tell<'_>) -> PyResult<()>,
     ) -> PyResult<Vec<Done>> {
         let Self { core, groups, free_groups, done, .. } = self;
         let mut collected = std::mem::take(done);
