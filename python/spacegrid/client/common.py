@@ -295,10 +295,11 @@ def failure_of(
         expected_version: The version that the request named, if any.
         unknown: How to send it again, for UNKNOWN.
     """
+    where = what if partition is None else f"{what} (partition {partition})"
     if status == Status.CONFLICT and expected_version is not None:
         found = f"its version is {version}" if version else "there is no entry"
         return errors.VersionMismatch(
-            f"{what}: version {expected_version} was expected, {found}",
+            f"{where}: version {expected_version} was expected, {found}",
             expected_version=expected_version,
             current_version=version,
             partition=partition,
@@ -312,7 +313,7 @@ def failure_of(
         if status == TIMEOUT:
             # Refused every time until the deadline, so surely not applied: say why.
             return reason
-    message = f"{what}: no answer before the deadline"
+    message = f"{where}: no answer before the deadline"
     if status == Status.UNKNOWN:
         message += "; it may have been applied\nhint: error.resend() asks again and applies it once"
     return errors.DeadlineExceeded(
