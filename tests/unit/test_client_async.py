@@ -303,7 +303,9 @@ async def test_a_request_id_is_applied_once_by_whoever_sends_it(
 async def test_too_few_copies_are_named_when_the_deadline_is_over() -> None:
     wire = Wire(CoreNode(min_in_sync=2))
     async with AsyncGrid(wire, ("one:1",), timeout=0.1) as grid:
-        with pytest.raises(errors.NotEnoughCopies, match=r"partition \d.*\n?.*--copies 1") as caught:
+        with pytest.raises(
+            errors.NotEnoughCopies, match=r"partition \d.*\n?.*--copies 1"
+        ) as caught:
             await grid.map("stock", value=int).put("tea", 1)
     assert caught.value.retryable
     assert not caught.value.maybe_applied

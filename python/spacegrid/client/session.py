@@ -493,11 +493,15 @@ class Session:
             self.schedule()
         return reply
 
-    def _resend(self, number: int, timeout: float | None, waiter: Any) -> asyncio.Future[Any]:
+    def _resend(
+        self,
+        number: int,
+        timeout: float | None,
+        convert: Callable[[Any], Any] | None,
+        expected_version: int | None,
+    ) -> asyncio.Future[Any]:
         self.check()
-        again: asyncio.Future[Any] = self.loop.create_future()
-        if isinstance(waiter, Reply) and not isinstance(waiter, ManyReply):
-            again = Reply(self.loop, waiter.convert, expected_version=waiter.expected_version)
+        again: Reply[Any] = Reply(self.loop, convert, expected_version=expected_version)
         timeout_ms = timeout_to_ms(timeout, self.timeout_ms)
         try:
             self.core.resend(number, again, timeout_ms)
@@ -558,12 +562,15 @@ class Session:
     ) -> errors.SpaceGridError:
         """Make the error of an operation that did not succeed."""
         what, partition = describe(self.core, self._names, number)
-        expected = waiter.expected_version if isinstance(waiter, Reply) else None
+        # What sends it again must not hold the waiter: that holds the error, which holds it.
+        one = isinstance(waiter, Reply) and not isinstance(waiter, ManyReply)
+        expected = waiter.expected_version if one else None
+        convert = waiter.convert if one else None
         unknown = None
         if status == Status.UNKNOWN:
 
             def send(number: int, timeout: float | None) -> Any:
-                return self._resend(number, timeout, waiter)
+                return self._resend(number, timeout, convert, expected)
 
             request_id = format_request_id(self.core.stream, number)
             unknown = Unknown(number, request_id, self._released, send)
