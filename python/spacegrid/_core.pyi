@@ -249,7 +249,7 @@ class WrongRoutingKey(ValueError):
     """A turn touched a key that does not belong to its own routing key."""
 
 class TurnOver(RuntimeError):
-    """A turn was used after finish() or fail()."""
+    """A turn was used after finish() or fail(), or after its partition moved: it writes nothing."""
 
 # (partition, epoch, version, state, primary, in_sync, former, joining [(copy, session)],
 #  tails [(copy, session, from_epoch, from_sequence)], target)
@@ -280,6 +280,7 @@ Role: TypeAlias = tuple[int, int, int, int, int, int, int, int]
 # stopped
 ChangeRequest: TypeAlias = tuple[int, int, int, int, int, int, int]
 
+@final
 class Effects:
     """What the node wants done since the last take_effects()."""
 
@@ -304,6 +305,7 @@ class Effects:
         """Changes of the ownership table to ask the controller for; repeated until the table shows
         them."""
 
+@final
 class Node:
     """The data plane of one node: every copy of a partition that it holds.
 
@@ -311,8 +313,8 @@ class Node:
     take_effects().
     """
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         copy: int,
         partition_count: int,
         *,
@@ -321,7 +323,7 @@ class Node:
         log_bytes: int = 67_108_864,
         shared_sink: bool = False,
         local_sink: bool = False,
-    ) -> None:
+    ) -> Self:
         """Create a node that holds nothing.
 
         Args:
@@ -479,6 +481,7 @@ class Node:
         """Counters: memory_bytes, quota_bytes, entries, log_bytes, primaries, copies, uncommitted,
         ..."""
 
+@final
 class Turn:
     """One run of a handler for one routing key. Ends with finish() or fail(); both once.
 

@@ -30,6 +30,9 @@ pyo3::create_exception!(
     "A co-located read of a partition that this node is not the primary of (or that is stopped)."
 );
 
+// Python sees a default only when it is written out in the signature below.
+const _: () = assert!(LOG_BYTES_DEFAULT == 67_108_864);
+
 /// Adds the classes and the exception to the module.
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("KeyNotHere", module.py().get_type::<KeyNotHere>())?;
@@ -128,7 +131,7 @@ fn bytes_list<'py>(py: Python<'py>, frames: &[(u64, Vec<u8>)]) -> PyResult<Bound
 impl Node {
     #[new]
     #[pyo3(signature = (copy, partition_count, *, min_in_sync, quota_bytes = 0,
-                        log_bytes = LOG_BYTES_DEFAULT as u64, shared_sink = false,
+                        log_bytes = 67_108_864, shared_sink = false,
                         local_sink = false))]
     fn new(
         copy: u64,
