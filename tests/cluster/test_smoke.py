@@ -125,6 +125,7 @@ def test_sigterm_hands_everything_over_first(start_cluster: Callable[..., LocalC
 
 def test_a_lone_node_refuses_writes_and_names_the_way_out(tmp_path: object) -> None:
     def lone(*arguments: str) -> "subprocess.Popen[str]":
+        arguments = ("--json", "--partitions", "16", *arguments)
         return subprocess.Popen(
             [
                 *(sys.executable, "-m", "spacegrid", "node", "--listen", "127.0.0.1:0", "--json"),
