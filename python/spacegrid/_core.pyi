@@ -611,6 +611,13 @@ class Client:
         that future. At most 65,535.
         """
 
+    def set_frame_window(self, frames: int) -> None:
+        """Let a slot have this many unanswered frames before a further one waits to fill.
+
+        Many callers in flight would otherwise fall into step with their replies, one operation a
+        frame. It waits 1 ms at most. 0, the default: never wait. For callers that flush again at next_event_ms().
+        """
+
     def set_routes(self, revision: int, slots: Sequence[int]) -> None:
         """Partition -> slot (any small number of the caller's, 0..65,534) or -1. Everything that
         waits is due now."""

@@ -35,6 +35,7 @@ from spacegrid.client.common import (
 )
 from spacegrid.client.replies import ManyReply, Reply
 from spacegrid.clock import monotonic_ms
+from spacegrid.limits import FRAME_WINDOW
 from spacegrid.types import CODEC_BYTES, CODEC_MSGPACK, ValueCodec, format_request_id
 from spacegrid.wire.status import Status
 
@@ -140,6 +141,7 @@ class Session:
         self.cluster_id = opened.cluster_id
         self.partition_count = len(opened.routes.primaries)
         self.core = _core.Client(opened.stream, self.partition_count)
+        self.core.set_frame_window(FRAME_WINDOW)
         self._apply_routes(opened.routes)
         self._state = "open"
         self._update_special()

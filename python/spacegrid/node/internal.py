@@ -19,6 +19,7 @@ import grpc.aio
 
 from spacegrid import clock
 from spacegrid._core import Client, FrameError
+from spacegrid.limits import FRAME_WINDOW
 from spacegrid.node.engine import Engine
 from spacegrid.node.log import get_logger
 from spacegrid.node.options import channel_options
@@ -54,6 +55,7 @@ class InternalClient:
         calls_done: Callable[[list[tuple[OutgoingCall, int, bytes]]], None],
     ) -> None:
         self.core = Client(stream, partition_count)
+        self.core.set_frame_window(FRAME_WINDOW)
         self.calls_done = calls_done
         self._cluster_id = cluster_id
         self._engine = engine

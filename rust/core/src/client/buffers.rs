@@ -130,6 +130,14 @@ impl Buffers {
         &mut self.all[id as usize]
     }
 
+    /// Frames sent to `slot` of which nothing is answered yet.
+    pub fn unanswered(&self, slot: u16) -> usize {
+        let waits = |one: &&Buffer| {
+            one.role == Role::Sent && one.slot == slot && one.live > 0 && one.live == one.count
+        };
+        self.all.iter().filter(waits).count()
+    }
+
     /// Buffers that were sent to `slot` and still hold open operations.
     pub fn sent_to(&self, slot: u16) -> Vec<u32> {
         let all = self.all.iter().enumerate();

@@ -4,7 +4,10 @@ use std::cmp::Reverse;
 
 use super::buffers::{Buffer, MapName, NO_SLOT, Role};
 use super::window::{Pending, State};
-use super::{BACKOFF_FIRST_MS, BACKOFF_MAX_MS, Client, Completion, HINT_MAX_MS, TIMEOUT, Unknown};
+use super::{
+    BACKOFF_FIRST_MS, BACKOFF_MAX_MS, Client, Completion, HELD_OPERATIONS_MAX, HINT_MAX_MS,
+    HOLD_MS, TIMEOUT, Unknown,
+};
 use crate::error::{CoreError, Result};
 use crate::frame::reply::status;
 use crate::frame::request::FLAG_TOKEN;
@@ -43,8 +46,14 @@ impl<W> Client<W> {
         if self.waiting_count > 0 {
             self.queue_due(now_ms);
         }
+        let mut held = 0;
         for at in 0..self.busy.len() {
             let slot = self.busy[at];
+            if self.holds(slot, now_ms) {
+                self.busy[held] = slot;
+                held += 1;
+                continue;
+            }
             for at in 0..self.slots[usize::from(slot)].frames.len() {
                 let id = self.slots[usize::from(slot)].frames[at];
                 if self.buffers.get(id).live < self.buffers.get(id).count {
@@ -67,9 +76,25 @@ impl<W> Client<W> {
                 });
             }
             self.slots[usize::from(slot)].frames.clear();
+            self.slots[usize::from(slot)].held_ms = 0;
         }
-        self.busy.clear();
-        debug_assert_eq!(self.queued_count, 0, "everything queued has left");
+        self.busy.truncate(held);
+        debug_assert!(held > 0 || self.queued_count == 0, "everything queued has left");
+    }
+
+    /// Whether what is queued for `slot` waits to fill: enough frames are unanswered, it is small, and it is young.
+    fn holds(&mut self, slot: u16, now_ms: u64) -> bool {
+        let queue = &self.slots[usize::from(slot)];
+        let &[open] = queue.frames.as_slice() else { return false };
+        if self.frame_window == 0
+            || self.buffers.get(open).count >= HELD_OPERATIONS_MAX
+            || self.buffers.unanswered(slot) < self.frame_window
+        {
+            return false;
+        }
+        let since = if queue.held_ms == 0 { now_ms } else { queue.held_ms };
+        self.slots[usize::from(slot)].held_ms = since;
+        now_ms < since + HOLD_MS
     }
 
     /// Takes a reply frame that came over the connection of `slot`.

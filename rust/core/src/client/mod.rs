@@ -56,6 +56,10 @@ pub const BACKOFF_FIRST_MS: u64 = 1;
 pub const BACKOFF_MAX_MS: u64 = 50;
 /// Longest wait that a BACKPRESSURE reply may ask for.
 pub const HINT_MAX_MS: u64 = 10_000;
+/// Longest time that a frame waits to fill; see [`Client::set_frame_window`].
+pub const HOLD_MS: u64 = 1;
+/// A frame of this many operations is full enough to leave at once.
+pub const HELD_OPERATIONS_MAX: u32 = 256;
 
 /// Status of a [`Completion`] whose operation was surely not applied when its deadline passed.
 pub const TIMEOUT: u8 = 255;
@@ -167,6 +171,8 @@ struct Slot {
     /// Oldest first; the last is the open one. Few: a loop tick that fills more than one frame is
     /// rare.
     frames: Vec<u32>,
+    /// When what is queued here was first held back for fuller frames; 0: it was not.
+    held_ms: u64,
 }
 
 /// See the module. `W` is what the caller wants back with a completion.
@@ -185,6 +191,8 @@ pub struct Client<W> {
     slots: Vec<Slot>,
     /// Slots whose `frames` is not empty, in the order in which they became so.
     busy: Vec<u16>,
+    /// Unanswered frames a slot may have before a further one waits to fill; 0: any number.
+    frame_window: usize,
     /// Per partition; [`NO_SLOT`] for none.
     routes: Vec<u16>,
     revision: u64,
@@ -217,6 +225,7 @@ impl<W> Client<W> {
             buffers: Buffers::new(),
             slots: Vec::new(),
             busy: Vec::new(),
+            frame_window: 0,
             routes: vec![NO_SLOT; partition_count as usize],
             revision: 0,
             wants_routes: false,
@@ -494,11 +503,24 @@ impl<W> Client<W> {
         Some(waiter)
     }
 
+    /// Lets a slot have this many unanswered frames before a further one waits, for [`HOLD_MS`] at
+    /// most, to fill.
+    ///
+    /// Many callers in flight would otherwise fall into step with their replies, one operation a
+    /// frame; a frame costs far more than an operation. 0: never wait.
+    pub fn set_frame_window(&mut self, frames: usize) {
+        self.frame_window = frames;
+    }
+
     /// When to call [`Client::expire`] and [`Client::take_frames`] next; 0: now. `None`: nothing is
     /// open.
     pub fn next_event_ms(&self) -> Option<u64> {
         if self.queued_count > 0 {
-            return Some(0);
+            let held = |slot: &u16| match self.slots[usize::from(*slot)].held_ms {
+                0 => 0,
+                since => since + HOLD_MS,
+            };
+            return self.busy.iter().map(held).min().or(Some(0));
         }
         if self.window.len() == 0 {
             return None;

@@ -95,6 +95,10 @@ impl PyClient {
         Ok(index)
     }
 
+    fn set_frame_window(&mut self, frames: usize) {
+        self.core.set_frame_window(frames);
+    }
+
     fn set_routes(&mut self, revision: u64, slots: Vec<i32>) -> PyResult<()> {
         self.core.set_routes(revision, &slots).map_err(refused)
     }
