@@ -615,7 +615,8 @@ class Client:
         """Let a slot have this many unanswered frames before a further one waits to fill.
 
         Many callers in flight would otherwise fall into step with their replies, one operation a
-        frame. It waits 1 ms at most. 0, the default: never wait. For callers that flush again at next_event_ms().
+        frame. It waits 1 ms at most. 0, the default: never wait. For callers that flush again at
+        next_event_ms().
         """
 
     def set_routes(self, revision: int, slots: Sequence[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -254,10 +255,8 @@ async def test_an_unknown_outcome_that_nobody_holds_is_released(
 ) -> None:
     counts = grid.map("counts", value=int)
     wire.silent = True
-    try:
+    with contextlib.suppress(errors.DeadlineExceeded):
         await counts.incr("home", timeout=0.02)
-    except errors.DeadlineExceeded:
-        pass
     core = grid._session.core
     assert core.open == 1
     wire.silent = False
