@@ -11,6 +11,7 @@ use pyo3::exceptions::{PyLookupError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use spacegrid_core::frame::peer::ChunkEntry;
+use spacegrid_core::limits::LOG_BYTES_DEFAULT;
 use spacegrid_core::record::{Change, Position, decode_checked};
 use spacegrid_core::replica::{
     Config, LOCAL, Node as CoreNode, Ownership, Role, SHARED, State, TailCopy,
