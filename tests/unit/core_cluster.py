@@ -38,6 +38,7 @@ class CoreNode:
         self.revision = 0
         self.serve(epoch=1)
         self.frames: list[bytes] = []
+        self.asked = asyncio.Event()
         self.stopped = False
         self._deliver: dict[int, OnFrame] = {}
         self._connections = itertools.count(1)
@@ -73,6 +74,7 @@ class CoreNode:
 
     def client_frame(self, connection: int, frame: bytes) -> int:
         self.frames.append(frame)
+        self.asked.set()
         count = self.core.on_client_frame(connection, frame, now_ms())
         if self._loop is None:
             self.pump()

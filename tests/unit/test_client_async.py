@@ -187,8 +187,7 @@ async def test_all_operations_of_a_tick_leave_in_one_frame(grid: AsyncGrid, node
 
 async def test_a_get_is_queued_when_it_is_called(grid: AsyncGrid, node: CoreNode) -> None:
     future = grid.map("stock", value=bytes).get("k")
-    while not future.done():
-        await asyncio.sleep(0)
+    await asyncio.wait([future])
     assert operations(node) == [1]
     assert future.result() is None
 
@@ -212,8 +211,7 @@ async def test_a_request_whose_answer_was_lost_is_applied_once(
     counts = grid.map("counts", value=int)
     wire.silent = True
     asked = counts.incr("home")
-    while not node.frames:
-        await asyncio.sleep(0)
+    await node.asked.wait()
     wire.cut()
     wire.silent = False
     assert await asked == 1
