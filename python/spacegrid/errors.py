@@ -1,5 +1,7 @@
 """Every error that spacegrid raises on purpose: one tree, by what the caller can do about it.
 
+The tree is one room, so that it is read, and kept complete, as a whole.
+
 ::
 
     SpaceGridError                  .code .retryable .maybe_applied .partition .grpc_status

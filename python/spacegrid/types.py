@@ -11,6 +11,8 @@ Invariants:
       untyped.
 
 Who calls: client, unit, sink, cli.
+
+It is one room, because a declaration, its codecs and its fingerprint are only right together.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ The fast paths of `AsyncMap.get` and `AsyncMap.put` are written for speed: one c
 and one call queues the operation, and nothing else is touched per operation. Options, deadlines and
 a grid that is closed go the slow way.
 
-Who calls: `asynchronous`. A test compares the methods with `blocking_map`'s.
+Who calls: `asynchronous`. A test compares the methods with `blocking_map`'s, which is why it is
+one room like that.
 """
 
 from __future__ import annotations

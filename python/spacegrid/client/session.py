@@ -11,7 +11,8 @@ Invariants:
       identity), and `on_disconnect` is called once per link.
     - Seeds are kept for ever: a cluster that came back under other addresses is found through them.
 
-Who calls: `asynchronous`.
+Who calls: `asynchronous`. It is one room, because links, routes and the timer act on the one core
+client, and each must see it as the others left it.
 """
 
 from __future__ import annotations
