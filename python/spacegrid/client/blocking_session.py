@@ -47,6 +47,8 @@ OPEN_PAUSE_S: Final = 0.05
 ROUTES_TIMEOUT_S: Final = 1.0
 REFRESH_DELAY_MS: Final = (5, 500)
 """First and longest pause between two questions for routes."""
+IDLE_MS: Final = 1000
+"""Longest wait of a thread for answers that other threads have asked for."""
 ATTEMPT_S: Final = 2.0
 """Longest wait for one frame before its requests are asked for again, perhaps elsewhere; the same
 token makes that safe."""
@@ -96,6 +98,7 @@ class BlockingSession:
         self._request_numbers = 0
         self._refresh_delay_ms = REFRESH_DELAY_MS[0]
         self._refresh_at_ms = 0
+        self._refresh_wanted = False
         self._open()
         guard_fork(self)
 
@@ -207,7 +210,7 @@ class BlockingSession:
                 raise refusal(error) from error
             self._busy += 1
         try:
-            self._drive(waiters)
+            self._drive(waiters, monotonic_ms() + timeout_ms)
         finally:
             with self._lock:
                 self._busy -= 1
@@ -233,8 +236,8 @@ class BlockingSession:
         while self._released:
             self.core.release(self._released.popleft())
 
-    def _drive(self, waiters: list[Waiter]) -> None:
-        """Send, receive, retry and expire until every waiter is done."""
+    def _drive(self, waiters: list[Waiter], until_ms: int) -> None:
+        """Send, receive, retry and expire until every waiter is done, at their deadline."""
         core = self.core
         while True:
             with self._lock:
@@ -244,26 +247,25 @@ class BlockingSession:
                     return
                 if self._state == "closed":
                     raise errors.GridClosed("the grid was closed", maybe_applied=True)
-                frames = core.take_frames(now)
-                event_ms = core.next_event_ms()
-                refresh = core.wants_routes() and now >= self._refresh_at_ms
+                wanted = self._refresh_wanted or core.wants_routes()
+                refresh = wanted and now >= self._refresh_at_ms
+                frames = [] if refresh else core.take_frames(now)
                 if not frames and not refresh:
-                    until_ms = self._refresh_at_ms if core.wants_routes() else now + 1000
+                    event_ms = core.next_event_ms()
+                    next_ms = self._refresh_at_ms if wanted else now + IDLE_MS
                     if event_ms is not None:
-                        until_ms = min(until_ms, event_ms)
-                    self._settled.wait(max(1, until_ms - now) / 1000)
+                        next_ms = min(next_ms, event_ms)
+                    self._settled.wait(max(1, next_ms - now) / 1000)
                     continue
-            if frames:
-                self._exchange(waiters, frames, event_ms)
-            elif refresh:
+            if refresh:
                 self._refresh()
+            else:
+                self._exchange(waiters, frames, until_ms)
 
     def _exchange(
-        self, waiters: list[Waiter], frames: list[tuple[int, bytes]], event_ms: int | None
+        self, waiters: list[Waiter], frames: list[tuple[int, bytes]], until_ms: int
     ) -> None:
-        wait_s = ATTEMPT_S
-        if event_ms is not None:
-            wait_s = min(wait_s, max(0.001, (event_ms - monotonic_ms()) / 1000))
+        wait_s = min(ATTEMPT_S, max(0.001, (until_ms - monotonic_ms()) / 1000))
         addressed = [(self._addresses[slot], frame) for slot, frame in frames]
         answers = self._transport.exchange(addressed, wait_s)
         now = monotonic_ms()
@@ -272,7 +274,7 @@ class BlockingSession:
             for (slot, _frame), answer in zip(frames, answers, strict=True):
                 if isinstance(answer, ExchangeFailed):
                     self.core.on_disconnect(slot, now, answer.sent)
-                    self._refresh_at_ms = 0
+                    self._refresh_wanted = True
                     refused = refused or answer.error
                     continue
                 try:
@@ -325,6 +327,7 @@ class BlockingSession:
             if best.revision > self._revision:
                 break
         with self._lock:
+            self._refresh_wanted = False
             newer = best is not None and best.revision > self._revision
             if best is not None and best.revision >= self._revision:
                 self._apply_routes(best)

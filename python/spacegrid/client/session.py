@@ -344,6 +344,10 @@ class Session:
             self._complete(completion)
         if self.core.wants_routes():
             self._refresh_soon()
+        if self.core.queued and not self.scheduled:
+            # A frame that waited to fill may go now that another one is answered.
+            self.scheduled = True
+            self.loop.call_soon(self._flush)
         self._arm(now_ms)
 
     def _on_down(self, peer: _Peer, sent: bool) -> None:
