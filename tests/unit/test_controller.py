@@ -32,6 +32,7 @@ from spacegrid.machine.events import (
 )
 from spacegrid.machine.table import (
     CopyStore,
+    Joining,
     PartitionEntry,
     Registration,
     State,
@@ -334,6 +335,21 @@ def test_a_hand_over_names_the_target_in_a_new_epoch() -> None:
     )
     entry = write.entries[0]
     assert (entry.primary, entry.epoch, entry.target, entry.in_sync) == (2, 4, 0, (1, 2))
+
+
+def test_a_tail_asked_for_with_the_hand_over_begins_its_join_again() -> None:
+    joining = (Joining(3, 9),)
+    controller = Controller()
+    table = one_partition(served(1, 2, target=2, joining=joining), copies=3)
+    controller.handle(BecameController(table, nodes(1, 2, 3), 1), 0)
+    asked = (
+        Change(0, 3, 9, ChangeKind.STOPPED, 2),
+        Change(0, 3, 9, ChangeKind.TAIL, 3, 3, 7),
+    )
+    (write,) = controller.handle(ChangesRequested(asked, sender=1), 0)
+    entry = write.entries[0]
+    # The new primary has sent it nothing yet: it is no tail, and joins under a session of its own.
+    assert (entry.primary, entry.tails, entry.joining) == (2, (), (Joining(3, 10),))
 
 
 def test_a_stopped_primary_resumes_in_a_new_epoch_when_its_target_dies() -> None:

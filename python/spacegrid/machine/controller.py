@@ -297,7 +297,9 @@ def _apply_change(draft: Draft, sender: int, change: Change) -> bool:
     entry = draft.entry(change.partition)
     match change.kind:
         case ChangeKind.TAIL:
-            return _make_tail(draft, entry, change)
+            # Handed over in this very write: the join begins again under the new primary's session,
+            # of which this tail has nothing.
+            return entry.epoch == base.epoch and _make_tail(draft, entry, change)
         case ChangeKind.IN_SYNC:
             return _make_in_sync(draft, entry, change)
         case ChangeKind.STOPPED:

@@ -135,6 +135,9 @@ impl Partition {
             return;
         }
         under_way.insert(self.index);
+        // It may have been queued before it came here with something else to send; left in the queue, it would
+        // be called once more in the place of one that still waits.
+        links.chunk_queue.entry(follower.copy).or_default().remove(&self.index);
         if transfer.piece.is_none() {
             let piece = self.next_piece(transfer);
             transfer.piece = Some(piece);

@@ -13,6 +13,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::commit::Links;
 use super::effects::{ChangeWanted, Out};
+use super::join::CHUNKS_IN_FLIGHT_MAX;
 use super::ownership::{Ownership, Role};
 use super::partition::{Partition, Settings, Waiting};
 use super::request::Origin;
@@ -185,8 +186,12 @@ impl Node {
             let mut links = self.links.lock();
             for (copy, partition) in std::mem::take(&mut out.chunks_over) {
                 links.chunks.entry(copy).or_default().remove(&partition);
-                if let Some(next) = links.chunk_queue.entry(copy).or_default().pop_first() {
-                    out.dirty.push(next);
+                let free = CHUNKS_IN_FLIGHT_MAX.saturating_sub(links.chunks[&copy].len());
+                let queue = links.chunk_queue.entry(copy).or_default();
+                queue.remove(&partition);
+                // As many as there are places: one that was called before may not have come for its place.
+                for _ in 0..free {
+                    out.dirty.extend(queue.pop_first());
                 }
             }
         }
