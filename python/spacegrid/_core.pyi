@@ -403,7 +403,7 @@ class Node:
         """Every 5 to 20 ms: commit positions, expiry, snapshot chunks, forgetting, change
         requests."""
 
-    def take_effects(self) -> Effects | None:
+    def take_effects(self, peers: bool = True) -> Effects | None:
         """All effects since the last call, or None. Never waits for a lock that a frame holds
         long."""
 
@@ -612,10 +612,10 @@ class Client:
         """
 
     def set_frame_window(self, frames: int) -> None:
-        """Let a slot have this many unanswered frames before a further one waits to fill.
+        """Let a frame wait until it holds one in `frames` of the operations in flight to its slot.
 
         Many callers in flight would otherwise fall into step with their replies, one operation a
-        frame. It waits 1 ms at most. 0, the default: never wait. For callers that flush again at
+        frame. It waits 5 ms at most. 0, the default: never wait. For callers that flush again at
         next_event_ms().
         """
 

@@ -78,7 +78,7 @@ fn send(node: &Node, operations: &[Operation<'_>], now_ms: u64) -> (Vec<Got>, Ve
 }
 
 fn take(node: &Node) -> (Vec<Got>, Vec<TurnStart>) {
-    let Effects { client_frames, turns, .. } = node.take_effects().unwrap_or_default();
+    let Effects { client_frames, turns, .. } = node.take_effects(true).unwrap_or_default();
     node.check();
     let mut got = Vec::new();
     for (connection, frame) in &client_frames {

@@ -254,8 +254,9 @@ impl Node {
         py.detach(|| self.core.tick(now_ms));
     }
 
-    fn take_effects(&self, py: Python<'_>) -> PyResult<Option<Effects>> {
-        let Some(effects) = self.core.take_effects() else { return Ok(None) };
+    #[pyo3(signature = (peers = true))]
+    fn take_effects(&self, py: Python<'_>, peers: bool) -> PyResult<Option<Effects>> {
+        let Some(effects) = self.core.take_effects(peers) else { return Ok(None) };
         let changes = effects.changes.iter().map(|change| {
             let from = Position::unpack(change.from);
             (

@@ -130,12 +130,10 @@ impl Buffers {
         &mut self.all[id as usize]
     }
 
-    /// Frames sent to `slot` of which nothing is answered yet.
-    pub fn unanswered(&self, slot: u16) -> usize {
-        let waits = |one: &&Buffer| {
-            one.role == Role::Sent && one.slot == slot && one.live > 0 && one.live == one.count
-        };
-        self.all.iter().filter(waits).count()
+    /// Operations sent to `slot` and not answered.
+    pub fn in_flight(&self, slot: u16) -> usize {
+        let sent = self.all.iter().filter(|one| one.role == Role::Sent && one.slot == slot);
+        sent.map(|one| one.live as usize).sum()
     }
 
     /// Buffers that were sent to `slot` and still hold open operations.

@@ -82,13 +82,14 @@ impl<W> Client<W> {
         debug_assert!(held > 0 || self.queued_count == 0, "everything queued has left");
     }
 
-    /// Whether what is queued for `slot` waits to fill: enough frames are unanswered, it is small, and it is young.
+    /// Whether what is queued for `slot` waits to fill: small beside what is in flight, and young.
     fn holds(&mut self, slot: u16, now_ms: u64) -> bool {
         let queue = &self.slots[usize::from(slot)];
         let &[open] = queue.frames.as_slice() else { return false };
+        let count = self.buffers.get(open).count as usize;
         if self.frame_window == 0
-            || self.buffers.get(open).count >= HELD_OPERATIONS_MAX
-            || self.buffers.unanswered(slot) < self.frame_window
+            || count >= HELD_OPERATIONS_MAX
+            || count * self.frame_window >= self.buffers.in_flight(slot)
         {
             return false;
         }

@@ -57,9 +57,9 @@ pub const BACKOFF_MAX_MS: u64 = 50;
 /// Longest wait that a BACKPRESSURE reply may ask for.
 pub const HINT_MAX_MS: u64 = 10_000;
 /// Longest time that a frame waits to fill; see [`Client::set_frame_window`].
-pub const HOLD_MS: u64 = 1;
+pub const HOLD_MS: u64 = 5;
 /// A frame of this many operations is full enough to leave at once.
-pub const HELD_OPERATIONS_MAX: u32 = 256;
+pub const HELD_OPERATIONS_MAX: usize = 256;
 
 /// Status of a [`Completion`] whose operation was surely not applied when its deadline passed.
 pub const TIMEOUT: u8 = 255;
@@ -191,7 +191,8 @@ pub struct Client<W> {
     slots: Vec<Slot>,
     /// Slots whose `frames` is not empty, in the order in which they became so.
     busy: Vec<u16>,
-    /// Unanswered frames a slot may have before a further one waits to fill; 0: any number.
+    /// A frame waits to fill while it holds less than one in this many of the operations in
+    /// flight to its slot; 0: never.
     frame_window: usize,
     /// Per partition; [`NO_SLOT`] for none.
     routes: Vec<u16>,
@@ -503,11 +504,11 @@ impl<W> Client<W> {
         Some(waiter)
     }
 
-    /// Lets a slot have this many unanswered frames before a further one waits, for [`HOLD_MS`] at
-    /// most, to fill.
+    /// Lets a frame wait, for [`HOLD_MS`] at most, until it holds this share of what is in flight.
     ///
     /// Many callers in flight would otherwise fall into step with their replies, one operation a
-    /// frame; a frame costs far more than an operation. 0: never wait.
+    /// frame; a frame costs far more than an operation. About `frames` are then in flight to a
+    /// slot. 0: never wait.
     pub fn set_frame_window(&mut self, frames: usize) {
         self.frame_window = frames;
     }

@@ -91,11 +91,21 @@ impl Out {
         }
     }
 
-    /// Close the reply frames that are still open.
-    pub fn close(&mut self) {
+    /// Lend the open reply frames to the effects of a new call.
+    pub fn lend(&mut self, other: &mut Self) {
+        other.others = std::mem::take(&mut self.others);
+    }
+
+    /// Keep the open reply frames open for the next call.
+    pub fn park(&mut self) {
         if let Some((place, builder)) = self.current.take() {
             self.others.insert(place, builder);
         }
+    }
+
+    /// Close the reply frames that are still open.
+    pub fn close(&mut self) {
+        self.park();
         for ((connection, _), mut builder) in std::mem::take(&mut self.others) {
             if let Some(frame) = builder.finish() {
                 self.frames.push((connection, frame));
@@ -113,8 +123,15 @@ impl Out {
             && self.others.is_empty()
     }
 
-    /// Take over everything of a closed one.
+    /// Take over everything of a parked one. Of two open frames to one place the older is closed.
     pub fn absorb(&mut self, other: &mut Self) {
+        for (place, builder) in std::mem::take(&mut other.others) {
+            if let Some(mut older) = self.others.insert(place, builder)
+                && let Some(frame) = older.finish()
+            {
+                self.frames.push((place.0, frame));
+            }
+        }
         self.frames.append(&mut other.frames);
         self.turns.append(&mut other.turns);
         self.settled.append(&mut other.settled);

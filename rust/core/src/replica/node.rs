@@ -6,6 +6,7 @@
 //! [`Node::take_effects`], which also writes the frames for other copies, so that everything between
 //! two calls of it travels in one frame per copy. Callers: `rust/py`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -179,9 +180,16 @@ impl Node {
         partition_of(key, self.settings.partition_count)
     }
 
+    /// Effects of a new call; replies go on in the frames that earlier calls left open.
+    fn begin(&self) -> Out {
+        let mut out = Out::new();
+        self.outbox.lock().lend(&mut out);
+        out
+    }
+
     /// Put what a call brought about where [`Self::take_effects`] finds it.
     fn finish(&self, mut out: Out) {
-        out.close();
+        out.park();
         if !out.chunks_over.is_empty() {
             let mut links = self.links.lock();
             for (copy, partition) in std::mem::take(&mut out.chunks_over) {
@@ -201,7 +209,7 @@ impl Node {
     }
 
     fn with<R>(&self, index: u32, act: impl FnOnce(&mut Partition, &mut Out) -> R) -> Option<R> {
-        let mut out = Out::new();
+        let mut out = self.begin();
         let result = {
             let mut partition = self.partition(index)?;
             act(&mut partition, &mut out)
@@ -213,7 +221,7 @@ impl Node {
     /// Apply entries of the ownership table.
     pub fn apply_table(&self, revision: u64, entries: Vec<(u32, Ownership)>, now_ms: u64) {
         self.settings.revision.fetch_max(revision, Ordering::Relaxed);
-        let mut out = Out::new();
+        let mut out = self.begin();
         for (index, entry) in entries {
             if entry.epoch > EPOCH_MAX {
                 continue;
@@ -254,7 +262,7 @@ impl Node {
     /// Carry out one request frame; says how many operations it held. A bad frame changes nothing.
     pub fn on_client_frame(&self, connection: u64, frame: &[u8], now_ms: u64) -> Result<usize> {
         let frame = RequestFrame::decode(frame)?;
-        let mut out = Out::new();
+        let mut out = self.begin();
         let mut count = 0;
         for operation in frame.operations() {
             count += 1;
@@ -277,7 +285,7 @@ impl Node {
     /// Take one frame from another copy. A bad frame changes nothing.
     pub fn on_peer_frame(&self, copy: u64, frame: &[u8], now_ms: u64) -> Result<()> {
         let messages = peer::decode(frame)?;
-        let mut out = Out::new();
+        let mut out = self.begin();
         for (header, message) in messages {
             let Some(mut partition) = self.partition(header.partition) else { continue };
             let out = &mut out;
@@ -310,7 +318,7 @@ impl Node {
             links.chunks.remove(&copy);
             links.chunk_queue.remove(&copy);
         }
-        let mut out = Out::new();
+        let mut out = self.begin();
         for partition in &self.partitions {
             partition.lock().peer_up(copy, &mut out);
         }
@@ -333,7 +341,7 @@ impl Node {
         if repeat {
             self.repeated_ms.store(now_ms, Ordering::Relaxed);
         }
-        let mut out = Out::new();
+        let mut out = self.begin();
         for partition in &self.partitions {
             partition.lock().tick(now_ms, repeat, &mut out);
         }
@@ -341,20 +349,25 @@ impl Node {
     }
 
     /// Everything since the last call, or `None`.
-    pub fn take_effects(&self) -> Option<Effects> {
+    ///
+    /// Without `peers` what other copies are owed waits for a later call, so that more travels in one
+    /// frame.
+    pub fn take_effects(&self, peers: bool) -> Option<Effects> {
         let mut links = self.links.lock();
-        let dirty = std::mem::take(&mut self.outbox.lock().dirty);
+        let dirty = if peers { std::mem::take(&mut self.outbox.lock().dirty) } else { Vec::new() };
         for index in dirty {
             if let Some(mut partition) = self.partition(index) {
                 partition.emit(&mut links);
             }
         }
         let mut peer_frames = Vec::new();
-        for (copy, writer) in std::mem::take(&mut links.writers) {
+        let writers = if peers { std::mem::take(&mut links.writers) } else { BTreeMap::default() };
+        for (copy, writer) in writers {
             peer_frames.extend(writer.finish().into_iter().map(|frame| (copy, frame)));
         }
         drop(links);
         let mut outbox = self.outbox.lock();
+        outbox.close();
         if outbox.is_empty() && peer_frames.is_empty() {
             return None;
         }
@@ -402,7 +415,7 @@ impl Node {
         ending: &super::turn::Ending<'_>,
         now_ms: u64,
     ) -> Vec<TurnStart> {
-        let mut out = Out::new();
+        let mut out = self.begin();
         if let Some(mut partition) = self.partition(turn.partition) {
             partition.end_turn(turn, buffer, ending, now_ms, &mut out);
         }

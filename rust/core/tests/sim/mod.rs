@@ -306,7 +306,7 @@ impl Sim {
     }
 
     pub fn collect(&mut self, copy: u64) {
-        let Some(effects) = self.nodes[&copy].take_effects() else { return };
+        let Some(effects) = self.nodes[&copy].take_effects(true) else { return };
         for (to, frame) in effects.peer_frames {
             if self.nodes.contains_key(&to) {
                 self.links.entry((copy, to)).or_default().push_back(frame);
