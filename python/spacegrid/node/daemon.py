@@ -4,6 +4,8 @@ The grid loop runs on the main thread and is alone in touching gRPC: servers, li
 coordinator's stream, the node's own client and the core's effects. Units run on a thread of their
 own, each pump on another.
 
+Over 500 lines in one room: every step of a life undoes one of another, in the opposite order.
+
 Life: *starting* (port bound, registered, store loaded) -> *ready* (table applied, units and pumps
     run) -> *draining* (SIGTERM: the controller moves what this node owns) -> *stopped*. A stop of
     the whole cluster moves nothing: everyone finishes what is in flight, flushes, and marks its

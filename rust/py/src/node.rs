@@ -4,6 +4,8 @@
 //! threads run meanwhile. Co-located reads stay attached and try the partition's lock; only when it is
 //! taken do they detach and wait. No lock of core is held while Python objects are made of more than
 //! one entry.
+//!
+//! Over 500 lines in one room: it is one class, and its methods are few lines each.
 
 use std::sync::Arc;
 

@@ -5,6 +5,8 @@
 //! with the outbox never held together with either. What a call brings about is handed out by
 //! [`Node::take_effects`], which also writes the frames for other copies, so that everything between
 //! two calls of it travels in one frame per copy. Callers: `rust/py`.
+//!
+//! Over 500 lines in one room: every method takes locks, and their order is seen only side by side.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! A simulated cluster for `replica_cluster`: everything but the nodes themselves is a model.
 //!
-//! One room of more than 500 lines: clients, controller, links, pump and checker share one state and
+//! More than 500 lines in one room: clients, controller, links, pump and checker share one state and
 //! one source of chance, and are only understood together.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
