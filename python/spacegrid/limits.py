@@ -33,10 +33,6 @@ PATH_BYTES_MAX: Final = 64
 STREAM_RESULTS_MAX: Final = 100_000
 """Request results kept per partition and request stream."""
 
-OPERATIONS_WAITING_MAX: Final = 1_000_000
-"""Operations that one client may have without an answer."""
-FRAMES_IN_FLIGHT_MAX: Final = 16
-"""Frames of one client on one stream without an answer; more are coalesced behind them."""
 FRAME_WINDOW: Final = 4
 """Frames in flight to one node, about: a smaller one waits up to 5 ms to fill."""
 PAGE_ENTRIES: Final = 1000
