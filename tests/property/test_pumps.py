@@ -10,14 +10,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from fake_grid import MAPS, ORDERS, SECRET, STOCK, FakeGrid, FakeNode, Raw, Stock
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "sink"))
-
-from conftest import Driven, rows, sql_equals
-from fake_grid import MAPS, ORDERS, SECRET, STOCK, FakeGrid, FakeNode, Raw, Stock
+from pump_support import Driven, rows, sql_equals
 from spacegrid.sink.lmdb import LmdbSink
 from spacegrid.sink.sqlite import SqliteSink
 
@@ -233,7 +230,7 @@ def test_a_killed_pump_process_loses_and_repeats_nothing(tmp_path: Path, seed: i
     import time
 
     chance = random.Random(seed)
-    script = Path(__file__).parent.parent / "sink" / "pump_process.py"
+    script = Path(__file__).parent.parent / "support" / "pump_process.py"
     kills = 8
     for owner in range(1, kills + 2):
         process = subprocess.Popen(

@@ -6,8 +6,8 @@ import itertools
 import sqlite3
 
 import pytest
-from conftest import LIFE
 from fake_grid import MAPS, STOCK, Stock
+from pump_support import LIFE
 from spacegrid import _core
 from spacegrid.clock import now_ms
 from spacegrid.pump import Pump

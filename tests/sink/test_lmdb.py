@@ -12,8 +12,8 @@ from pathlib import Path
 
 import lmdb
 import pytest
-from conftest import part_of
 from fake_grid import SECRET, STOCK, FakeGrid, Stock
+from pump_support import part_of
 from spacegrid.errors import ForkedProcess, SinkMismatch, SinkUnavailable
 from spacegrid.sink import lmdb as lmdb_sink
 from spacegrid.sink.base import Resync

@@ -6,8 +6,8 @@ import sqlite3
 import threading
 
 import pytest
-from conftest import Driven, rows, sql_equals
 from fake_grid import ORDERS, STOCK, FakeGrid, FakeNode, Raw, Stock
+from pump_support import Driven, rows, sql_equals
 from spacegrid.errors import ConfigError, SinkError, SinkMismatch, SinkUnavailable
 from spacegrid.pump import Pump
 from spacegrid.pump import pump as pump_module

@@ -7,8 +7,8 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from conftest import part_of, rows, sql_equals
 from fake_grid import MAPS, ORDERS, STOCK, FakeGrid, Raw, Stock
+from pump_support import part_of, rows, sql_equals
 from spacegrid.errors import ConfigError, SinkError, SinkMismatch, SinkUnavailable
 from spacegrid.sink.base import Resync
 from spacegrid.sink.sqlite import SqliteSink, sqlite_path
