@@ -121,10 +121,12 @@ def placement() -> dict[str, float]:
         balance(joined, nodes + 1, worst)
         worst["join"] = max(worst["join"], moved(table, joined) / (partitions * 2 / (nodes + 1)))
         if nodes > 3:
-            left = assign(partitions, 2, names[:-1], table)
+            gone = nodes - 1
+            kept = [[-1 if owner == gone else owner for owner in owners] for owners in table]
+            left = assign(partitions, 2, names[:-1], kept)
             balance(left, nodes - 1, worst)
-            held = sum(nodes - 1 in owners for owners in table)
-            worst["leave"] = max(worst["leave"], moved(table, left) / held)
+            held = sum(gone in owners for owners in table)
+            worst["leave"] = max(worst["leave"], moved(kept, left) / held)
     return worst
 
 
