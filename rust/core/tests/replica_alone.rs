@@ -129,6 +129,21 @@ fn put_get_delete_and_their_conditions() {
 }
 
 #[test]
+fn replies_of_many_calls_share_a_frame_until_effects_are_taken() {
+    let node = node(1, 0, 0);
+    for number in 1..=5 {
+        let mut builder = RequestBuilder::new(STREAM);
+        let put = operation(Opcode::Put, number, b"tea", b"v");
+        assert_eq!(builder.push(&put).expect("a valid operation"), None);
+        node.on_client_frame(5, &builder.finish().expect("one operation"), 0).expect("a frame");
+    }
+    let effects = node.take_effects(false).expect("five replies");
+    assert_eq!(effects.client_frames.len(), 1);
+    let frame = ReplyFrame::decode(&effects.client_frames[0].1).expect("own frame");
+    assert_eq!(frame.replies().map(|reply| reply.number).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+}
+
+#[test]
 fn incr_counts_once_per_token() {
     let node = node(1, 0, 0);
     let add = |number, delta: i64| {

@@ -437,3 +437,37 @@ fn too_much_and_too_large_are_refused_without_a_trace() {
 }
 
 mod model;
+
+#[test]
+fn a_small_frame_waits_to_fill_beside_many_in_flight_and_not_for_long() {
+    let mut client = client();
+    client.set_frame_window(4);
+    for waiter in 0..40_u32 {
+        get(&mut client, &waiter.to_le_bytes(), waiter);
+    }
+    assert_eq!(take(&mut client, 100).len(), 1, "nothing is in flight: nobody waits");
+    get(&mut client, b"k", 40);
+    assert_eq!(take(&mut client, 101), [], "one beside forty");
+    assert_eq!(client.next_event_ms(), Some(101 + HOLD_MS));
+    assert_eq!(take(&mut client, 100 + HOLD_MS), []);
+    for waiter in 41..50 {
+        get(&mut client, b"k", waiter);
+    }
+    let frames = take(&mut client, 101);
+    assert_eq!(frames.len(), 1, "ten beside forty are enough");
+    assert_eq!(numbers(&frames[0].1).len(), 10);
+    get(&mut client, b"k", 50);
+    assert_eq!(take(&mut client, 102), []);
+    assert_eq!(take(&mut client, 102 + HOLD_MS).len(), 1, "it has waited long enough");
+}
+
+#[test]
+fn without_a_frame_window_nothing_waits() {
+    let mut client = client();
+    for waiter in 0..40_u32 {
+        get(&mut client, &waiter.to_le_bytes(), waiter);
+    }
+    assert_eq!(take(&mut client, 100).len(), 1);
+    get(&mut client, b"k", 40);
+    assert_eq!(take(&mut client, 100).len(), 1);
+}
