@@ -1,4 +1,4 @@
-"""A cluster without data planes: the real authority, the real controller, and primaries that ask.
+"""A cluster without data planes: the real authority, the real machines, and primaries that ask.
 
 Each copy is modelled by how many records it holds; `commit` adds one under the rules of
 PROTOCOL.md section 3. After every accepted write `check` asserts the invariants and that whatever
@@ -12,9 +12,11 @@ from spacegrid.coordinator.authority import Authority, AuthorityState
 from spacegrid.machine.controller import Controller, ControllerConfig
 from spacegrid.machine.events import (
     BecameController,
+    CampaignDone,
     Change,
     ChangeKind,
     ChangesRequested,
+    ControllerChanged,
     ControllerEvent,
     Deposed,
     RegistrationsChanged,
@@ -23,6 +25,7 @@ from spacegrid.machine.events import (
     WriteRefused,
     WriteTable,
 )
+from spacegrid.machine.standby import Standby
 from spacegrid.machine.table import (
     PartitionEntry,
     Registration,
@@ -56,6 +59,7 @@ class World:
         self.authority = Authority(AuthorityState(table), lambda _: None)
         self.config = ControllerConfig(motion_max=motion_max)
         self.controller = Controller(self.config)
+        self.standbys: dict[int, Standby] = {}
         self.controller_is = 0
         self.term = 0
         self.now_ms = 0
@@ -128,13 +132,17 @@ class World:
 
     def tell_registrations(self) -> None:
         """Who is alive, and who is controller now, reach the machine."""
+        self.standbys = {copy: self.standbys.get(copy) or Standby(copy) for copy in self.alive}
+        self.campaign()
         state = self.authority.state
+        if not self.alive:
+            self.controller.handle(Deposed(), self.now_ms)
+            self.controller_is, self.in_flight = 0, None
+            return
         if state.controller != self.controller_is:
             self.controller_is, self.term = state.controller, state.term
             self.in_flight = None
             self.controller.handle(Deposed(), self.now_ms)
-            if not state.controller:
-                return
             self.controller = Controller(self.config)
             self.deliver(
                 BecameController(
@@ -142,9 +150,22 @@ class World:
                 )
             )
             return
-        if state.controller:
-            self.deliver(RegistrationsChanged(state.registrations, self.authority.stopping))
-            self.deliver(TableObserved(state.table))
+        self.deliver(RegistrationsChanged(state.registrations, self.authority.stopping))
+        self.deliver(TableObserved(state.table))
+
+    def campaign(self) -> None:
+        """Every node hears who is there, and whoever wants the term asks for it."""
+        told = RegistrationsChanged(self.authority.state.registrations, self.authority.stopping)
+        for copy, standby in self.standbys.items():
+            standby.handle(ControllerChanged(*self.term_held()), self.now_ms)
+            for effect in standby.handle(told, self.now_ms):
+                answer = self.authority.campaign(copy, effect.known_term)
+                standby.handle(CampaignDone(answer), self.now_ms)
+        holder = self.term_held()[0]
+        assert not self.alive or holder in self.alive, "nobody took the term"
+
+    def term_held(self) -> tuple[int, int]:
+        return self.authority.state.controller, self.authority.state.term
 
     # ---- the controller's shell ----
 

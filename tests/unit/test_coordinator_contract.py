@@ -1,4 +1,4 @@
-"""What every coordinator promises (docs/INVARIANTS.md, C1 to C6), asked of each implementation.
+"""What every coordinator promises (docs/INVARIANTS.md, C1 to C7), asked of each implementation.
 
 `Cluster` is how a test makes nodes and ends them: in memory by a call, over gRPC by ending a real
 process whose pid the node registered with.
@@ -146,6 +146,13 @@ async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
         await cluster.stop()
 
 
+async def take_term(node: Coordinator) -> int:
+    """The node becomes controller; its term."""
+    controller = await node.campaign((await node.confirm()).term)
+    assert controller.incarnation == node.registration.incarnation
+    return controller.term
+
+
 async def wait_for(node: Coordinator, condition: object) -> None:
     """Read events until what the node knows fits."""
     async with asyncio.timeout(5), contextlib.aclosing(node.events()) as events:  # type: ignore[type-var]
@@ -167,12 +174,12 @@ async def test_incarnations_are_given_once_and_increase(cluster: Cluster) -> Non
 
 async def test_incarnations_and_terms_go_on_after_a_restart(cluster: Cluster) -> None:
     first = await cluster.node("a")
-    term = first.controller.term
+    term = await take_term(first)
     await cluster.restart()
     again = await cluster.node("a")
     assert again.registration.incarnation == 2
-    assert again.controller.incarnation == 2
-    assert again.controller.term > term
+    assert again.controller == ControllerChanged(1, term)
+    assert await again.campaign(term) == ControllerChanged(2, term + 1)
 
 
 async def test_join_tells_table_registrations_and_controller(cluster: Cluster) -> None:
@@ -180,7 +187,7 @@ async def test_join_tells_table_registrations_and_controller(cluster: Cluster) -
     assert node.table == small_table()
     assert node.registrations == (node.registration,)
     assert node.registration.address == "127.0.0.1:7"
-    assert node.controller == ControllerChanged(1, 1)
+    assert node.controller == ControllerChanged(0, 0)
     assert not node.stopping
 
 
@@ -197,7 +204,7 @@ async def test_events_begin_with_the_state_as_it_is(cluster: Cluster) -> None:
 
 async def test_a_write_under_term_and_revision_is_seen_by_everyone(cluster: Cluster) -> None:
     first, second = await cluster.node("a"), await cluster.node("b")
-    result = await first.write(first.controller.term, 1, [placed(2, 1)])
+    result = await first.write(await take_term(first), 1, [placed(2, 1)])
     assert (result.accepted, result.revision) == (True, 2)
     for node in (first, second):
         await wait_for(node, lambda node: node.table.revision == 2)
@@ -207,18 +214,17 @@ async def test_a_write_under_term_and_revision_is_seen_by_everyone(cluster: Clus
 
 async def test_a_write_under_an_old_term_changes_nothing(cluster: Cluster) -> None:
     first, second = await cluster.node("a"), await cluster.node("b")
-    old_term = first.controller.term
-    await cluster.kill(first)
-    await wait_for(second, lambda node: node.controller.incarnation == 2)
-    refused = await second.write(old_term, 1, [placed(0, 1)])
+    old_term = await take_term(first)
+    new_term = await take_term(second)
+    refused = await first.write(old_term, 1, [placed(0, 1)])
     assert (refused.accepted, refused.revision) == (False, 1)
-    accepted = await second.write(second.controller.term, 1, [placed(0, 2)])
+    accepted = await second.write(new_term, 1, [placed(0, 2)])
     assert accepted.accepted
 
 
 async def test_a_write_at_another_revision_changes_nothing(cluster: Cluster) -> None:
     node = await cluster.node("a")
-    term = node.controller.term
+    term = await take_term(node)
     assert (await node.write(term, 1, [placed(0, 1)])).accepted
     refused = await node.write(term, 1, [placed(1, 1)])
     assert (refused.accepted, refused.revision) == (False, 2)
@@ -228,7 +234,7 @@ async def test_a_write_at_another_revision_changes_nothing(cluster: Cluster) -> 
 
 async def test_a_write_that_takes_a_version_back_is_an_error(cluster: Cluster) -> None:
     node = await cluster.node("a")
-    term = node.controller.term
+    term = await take_term(node)
     assert (await node.write(term, 1, [placed(0, 1, version=5)])).accepted
     with pytest.raises(ProtocolError, match="version 5, 5 is not after it"):
         await node.write(term, 2, [placed(0, 1, version=5)])
@@ -238,7 +244,7 @@ async def test_a_write_that_takes_a_version_back_is_an_error(cluster: Cluster) -
 
 async def test_what_was_written_is_there_after_a_restart(cluster: Cluster) -> None:
     node = await cluster.node("a", store=b"s" * 16)
-    await node.write(node.controller.term, 1, [placed(3, 1)])
+    await node.write(await take_term(node), 1, [placed(3, 1)])
     await cluster.restart()
     again = await cluster.node("b")
     assert again.table.revision == 2
@@ -250,7 +256,7 @@ async def test_what_was_written_is_there_after_a_restart(cluster: Cluster) -> No
 async def test_a_death_ends_the_registration_and_marks_the_store(cluster: Cluster) -> None:
     first = await cluster.node("a", store=b"s" * 16)
     second = await cluster.node("b")
-    await first.write(first.controller.term, 1, [placed(0, 1)])
+    await first.write(await take_term(first), 1, [placed(0, 1)])
     await cluster.kill(first)
     await wait_for(second, lambda node: node.registrations == (node.registration,))
     assert second.table.stores[0].crashed
@@ -259,20 +265,48 @@ async def test_a_death_ends_the_registration_and_marks_the_store(cluster: Cluste
 async def test_a_clean_end_leaves_the_store_whole(cluster: Cluster) -> None:
     first = await cluster.node("a", store=b"s" * 16)
     second = await cluster.node("b")
-    await first.write(first.controller.term, 1, [placed(0, 1)])
+    await first.write(await take_term(first), 1, [placed(0, 1)])
     await first.update(msgspec.structs.replace(first.registration, stopped=True))
     await first.close()
     await wait_for(second, lambda node: node.registrations == (node.registration,))
     assert not second.table.stores[0].crashed
 
 
-async def test_the_oldest_node_that_stays_is_the_controller(cluster: Cluster) -> None:
+async def test_a_term_goes_to_who_knows_the_one_before(cluster: Cluster) -> None:
     first, second = await cluster.node("a"), await cluster.node("b")
-    assert second.controller == ControllerChanged(1, 1)
-    await first.update(msgspec.structs.replace(first.registration, draining=True))
-    await wait_for(second, lambda node: node.controller.incarnation == 2)
-    assert second.controller.term == 2
-    assert second.registrations[0].draining
+    assert await first.campaign(0) == ControllerChanged(1, 1)
+    assert await second.campaign(0) == ControllerChanged(1, 1)
+    await wait_for(second, lambda node: node.controller == ControllerChanged(1, 1))
+    assert await second.campaign(1) == ControllerChanged(2, 2)
+    for node in (first, second):
+        await wait_for(node, lambda node: node.controller == ControllerChanged(2, 2))
+        assert await node.confirm() == ControllerChanged(2, 2)
+
+
+async def test_asking_again_for_a_term_that_was_given_takes_no_other(cluster: Cluster) -> None:
+    node = await cluster.node("a")
+    assert await node.campaign(0) == ControllerChanged(1, 1)
+    assert await node.campaign(0) == ControllerChanged(1, 1)
+    assert await node.confirm() == ControllerChanged(1, 1)
+
+
+async def test_a_term_outlives_its_holder_until_somebody_takes_the_next(cluster: Cluster) -> None:
+    first, second = await cluster.node("a"), await cluster.node("b")
+    term = await take_term(first)
+    await cluster.kill(first)
+    await wait_for(second, lambda node: node.registrations == (node.registration,))
+    assert await second.confirm() == ControllerChanged(1, term)
+    assert await second.campaign(term) == ControllerChanged(2, term + 1)
+
+
+async def test_a_write_of_no_entries_voids_what_was_decided_before(cluster: Cluster) -> None:
+    node = await cluster.node("a")
+    term = await take_term(node)
+    result = await node.write(term, 1, [])
+    assert (result.accepted, result.revision) == (True, 2)
+    assert not (await node.write(term, 1, [placed(0, 1)])).accepted
+    await wait_for(node, lambda node: node.table.revision == 2)
+    assert node.table.entries == small_table().entries
 
 
 async def test_an_update_is_seen_by_the_others(cluster: Cluster) -> None:
@@ -286,10 +320,11 @@ async def test_stopping_is_told_and_nothing_is_written_until_it_has_stopped(
     cluster: Cluster,
 ) -> None:
     first, second = await cluster.node("a"), await cluster.node("b")
+    term = await take_term(first)
     await second.stop_cluster()
     for node in (first, second):
         await wait_for(node, lambda node: node.stopping and node.table.stopped)
-    assert not (await first.write(first.controller.term, 2, [placed(0, 1)])).accepted
+    assert not (await first.write(term, 2, [placed(0, 1)])).accepted
     with pytest.raises(ProtocolError, match="the cluster is stopping"):
         await cluster.node("c")
     for node in (first, second):
@@ -298,7 +333,7 @@ async def test_stopping_is_told_and_nothing_is_written_until_it_has_stopped(
     again = await cluster.node("c")
     assert again.table.stopped
     assert not again.stopping
-    assert (await again.write(again.controller.term, 2, [placed(0, 3)])).accepted
+    assert (await again.write(await take_term(again), 2, [placed(0, 3)])).accepted
     await wait_for(again, lambda node: node.table.revision == 3)
     assert not again.table.stopped
 
@@ -334,7 +369,7 @@ async def test_nodes_outlive_a_restart_of_the_coordinator(tmp_path: Path) -> Non
     await cluster.kill(first)
     cluster.server = cluster._server()
     await cluster.start()
-    await wait_for(second, lambda node: node.controller.incarnation == 2)
+    await wait_for(second, lambda node: node.registrations == (node.registration,))
     assert second.registrations == (second.registration,)
     assert second.registration.incarnation == 2
     await cluster.stop()
@@ -351,6 +386,8 @@ async def test_an_incarnation_that_ended_does_not_come_back(tmp_path: Path) -> N
     async with contextlib.aclosing(node.events()) as events:
         reasons = [event async for event in events if isinstance(event, RegistrationEnded)]
     assert [event.reason for event in reasons] == ["incarnation 1 has ended"]
+    with pytest.raises(ProtocolError, match="incarnation 1 has ended"):
+        await node.campaign(0)
     await cluster.stop()
 
 

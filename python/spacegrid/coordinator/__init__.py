@@ -1,9 +1,9 @@
 """The outside authority of a cluster, behind five verbs.
 
-Keep a registration alive (`Coordinator.join`), campaign (a registered node may become controller),
-read and watch the table and the registrations (`Coordinator.events`), write the table at its
-known revision under the current term (`Coordinator.write`), stop the cluster
-(`Coordinator.stop_cluster`).
+Keep a registration alive (`Coordinator.join`), campaign for the controller's term and confirm that
+it is still held (`Coordinator.campaign`, `Coordinator.confirm`), read and watch the table and the
+registrations (`Coordinator.events`), write the table at its known revision under the current term
+(`Coordinator.write`), stop the cluster (`Coordinator.stop_cluster`).
 
 We do not write consensus: an implementation relies on one process (local.py with local_server.py,
 memory.py) or on an engine that has it. All of them pass the same suite,
@@ -12,11 +12,13 @@ tests/unit/test_coordinator_contract.py.
 Promises of every implementation (numbers are those of docs/INVARIANTS.md):
 
 - C1. An incarnation is given once, increasing, also across restarts of the coordinator.
-- C2. A term is given to one controller, increasing; a write under another term changes nothing.
+- C2. A term is given to one controller, increasing, and only to who asks for it knowing the one
+  before; a write under another term changes nothing.
 - C3. A write at another revision than the current one changes nothing.
 - C4. What was accepted is durable before anyone is told.
 - C5. A registration ends only when its node surely ended: it never blinks.
 - C6. A watcher sees revisions grow, and never a table that was not durable.
+- C7. A confirmation that was asked for after a term was taken tells of that term or a later one.
 
 Who calls: node/ (the shell around the controller machine). What it may import: transport/, wire/,
 machine/.
@@ -29,7 +31,7 @@ from typing import Protocol
 
 import msgspec
 
-from spacegrid.machine.events import RegistrationsChanged
+from spacegrid.machine.events import ControllerChanged, RegistrationsChanged
 from spacegrid.machine.table import PartitionEntry, Registration, Table
 
 __all__ = [
@@ -53,13 +55,6 @@ class TableChanged(msgspec.Struct, frozen=True):
 
     table: Table
     changed: tuple[int, ...] | None = None
-
-
-class ControllerChanged(msgspec.Struct, frozen=True):
-    """Who alone may write the table now; incarnation 0: nobody."""
-
-    incarnation: int
-    term: int
 
 
 class RegistrationEnded(msgspec.Struct, frozen=True):
@@ -140,6 +135,35 @@ class Coordinator(Protocol):
         nothing comes; it reconnects by itself with the same incarnation.
         """
 
+    async def campaign(self, known_term: int) -> ControllerChanged:
+        """Take the next term for this node, if the last one given is still ``known_term``.
+
+        The coordinator prefers nobody: machine/standby.py decides when a node campaigns. Asking
+        again after an answer that got lost is no harm, the answer tells who holds the term.
+
+        Args:
+            known_term: The term last heard of, 0 before the first.
+
+        Returns:
+            Who holds the term now: this node under ``known_term + 1``, or whoever was faster.
+
+        Raises:
+            ConnectionFailed: No answer: the term may be taken, `confirm` tells.
+            ProtocolError: This node's registration has ended.
+
+        Cost: one durable write.
+        """
+
+    async def confirm(self) -> ControllerChanged:
+        """Read again who holds the term, past every cache and every member that lags behind.
+
+        Returns:
+            Who held it at some moment between the call and the answer.
+
+        Raises:
+            ConnectionFailed: No answer.
+        """
+
     async def write(
         self, term: int, expected_revision: int, entries: Iterable[PartitionEntry]
     ) -> WriteResult:
@@ -148,7 +172,8 @@ class Coordinator(Protocol):
         Args:
             term: The term under which the writer is controller.
             expected_revision: The revision the entries were decided at.
-            entries: Those that change.
+            entries: Those that change; none: only the revision grows, which voids every write
+                that was decided before and may still be under way.
 
         Returns:
             Whether it was written, durably.

@@ -1,11 +1,11 @@
-"""What a coordinator decides: incarnations, terms, who is controller, which write counts.
+"""What a coordinator decides: incarnations, who gets the next term, which write counts.
 
 Synchronous and without I/O of its own: `save` is called with the new state before anyone is told
 (C4), and each `View` in `watchers` is told after that. memory.py runs it in the process of an
 embedded grid, local_server.py in a process of its own.
 
-The controller is the registered node of the lowest incarnation that is not draining; a node that
-drains is chosen only when there is no other.
+It chooses no controller: a term goes to the first registered node that asks for it knowing the one
+before (machine/standby.py says when a node asks), and stays with it until another takes the next.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class AuthorityState(msgspec.Struct, frozen=True):
         table: The ownership table.
         next_incarnation: The next to give.
         term: The last given.
-        controller: Incarnation that has the term; 0: nobody.
+        controller: Incarnation that took it, also when it has ended since; 0: nobody yet.
         registrations: Nodes alive, in order of incarnation.
         stopping: Incarnations that were alive when the cluster was told to stop and have not ended.
         process_starts: What tells a registered process from a later one of the same pid.
@@ -48,7 +48,7 @@ class AuthorityState(msgspec.Struct, frozen=True):
 
 
 class Authority:
-    """The state and its five changes; see the module."""
+    """The state and its six changes; see the module."""
 
     def __init__(self, state: AuthorityState, save: Callable[[AuthorityState], None]) -> None:
         """Take over a state.
@@ -66,11 +66,16 @@ class Authority:
         """Whether the cluster was told to stop and some of its nodes are still there."""
         return bool(self.state.stopping)
 
+    @property
+    def controller(self) -> ControllerChanged:
+        """Who holds the term."""
+        return ControllerChanged(self.state.controller, self.state.term)
+
     def watch(self, view: View) -> None:
         """Tell the view what is, and from now on what changes."""
         view.push_table(self.state.table, None)
         view.push_registrations(self.state.registrations, self.stopping)
-        view.push_controller(ControllerChanged(self.state.controller, self.state.term))
+        view.push_controller(self.controller)
         self.watchers.append(view)
 
     def unwatch(self, view: View) -> None:
@@ -150,6 +155,27 @@ class Authority:
             )
         )
 
+    def campaign(self, incarnation: int, known_term: int) -> ControllerChanged:
+        """Give the next term to a node, if the last one given is the one that it knows.
+
+        Args:
+            incarnation: The node that asks.
+            known_term: The term last heard of by it.
+
+        Returns:
+            Who holds the term now.
+
+        Raises:
+            ProtocolError: That incarnation has ended, or was never there.
+        """
+        if self.registered(incarnation) is None:
+            raise ProtocolError(f"incarnation {incarnation} has ended")
+        if known_term == self.state.term:
+            self._change(
+                msgspec.structs.replace(self.state, controller=incarnation, term=known_term + 1)
+            )
+        return self.controller
+
     def write(
         self, term: int, expected_revision: int, entries: Iterable[PartitionEntry]
     ) -> WriteResult:
@@ -158,7 +184,7 @@ class Authority:
         Args:
             term: Must be the current one.
             expected_revision: Must be the table's.
-            entries: Each with a higher version than the one it replaces.
+            entries: Each with a higher version than the one it replaces; none: the revision grows.
 
         Returns:
             Whether it was written. Refused as well while the cluster is stopping.
@@ -237,10 +263,7 @@ class Authority:
         return tuple(known[copy] for copy in sorted(named) if copy in known)
 
     def _change(self, state: AuthorityState, changed: tuple[int, ...] = ()) -> None:
-        """Choose the controller, save, then tell everyone what is different."""
-        controller = _controller_of(state.registrations)
-        if controller != state.controller:
-            state = msgspec.structs.replace(state, controller=controller, term=state.term + 1)
+        """Save, then tell everyone what is different."""
         before = self.state
         self._save(state)
         self.state = state
@@ -250,13 +273,4 @@ class Authority:
             if (state.registrations, state.stopping) != (before.registrations, before.stopping):
                 view.push_registrations(state.registrations, self.stopping)
             if state.term != before.term:
-                view.push_controller(ControllerChanged(state.controller, state.term))
-
-
-def _controller_of(registrations: tuple[Registration, ...]) -> int:
-    """Lowest incarnation among the nodes that stay, else among those that drain, else 0."""
-    for draining in (False, True):
-        for registration in registrations:
-            if registration.draining is draining and not registration.stopped:
-                return registration.incarnation
-    return 0
+                view.push_controller(self.controller)

@@ -43,7 +43,7 @@ class LocalCoordinator:
         Args:
             address: host:port of the coordinator.
             cluster_id: The cluster that is expected (16 bytes); empty: any.
-            timeout_s: How long `join`, `update`, `write` and `stop_cluster` wait for an answer.
+            timeout_s: How long each call waits for an answer.
         """
         self.address = address
         self._cluster_id = cluster_id
@@ -106,6 +106,25 @@ class LocalCoordinator:
     def events(self) -> AsyncIterator[CoordinatorEvent]:
         """What changes; see `Coordinator.events`."""
         return self._view.events()
+
+    async def campaign(self, known_term: int) -> ControllerChanged:
+        """Take the next term; see `Coordinator.campaign`."""
+        request = pb.CampaignRequest(
+            incarnation=self._view.registration.incarnation, known_term=known_term
+        )
+        try:
+            reply = await self._stub().Campaign(request, timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._failure(error) from None
+        return self._take_controller(reply)
+
+    async def confirm(self) -> ControllerChanged:
+        """Who holds the term; see `Coordinator.confirm`."""
+        try:
+            reply = await self._stub().Confirm(pb.ConfirmRequest(), timeout=self._timeout_s)
+        except grpc.aio.AioRpcError as error:
+            raise self._failure(error) from None
+        return self._take_controller(reply)
 
     async def write(
         self, term: int, expected_revision: int, entries: Iterable[PartitionEntry]
@@ -213,11 +232,15 @@ class LocalCoordinator:
                 )
                 view.push_registrations(alive, message.registrations.stopping)
             case "controller":
-                controller = message.controller
-                view.push_controller(ControllerChanged(controller.incarnation, controller.term))
+                self._take_controller(message.controller)
             case _:
                 # A newer coordinator says more than this node knows.
                 return
+
+    def _take_controller(self, message: pb.Controller) -> ControllerChanged:
+        controller = ControllerChanged(message.incarnation, message.term)
+        self._view.push_controller(controller)
+        return controller
 
     def _take_change(self, change: pb.TableChange) -> None:
         table = self._view.table

@@ -173,6 +173,28 @@ class LocalServer(rpc.CoordinatorServicer):
             self.authority.unwatch(view)
             reader.cancel()
 
+    async def Campaign(
+        self,
+        request: pb.CampaignRequest,
+        context: grpc.aio.ServicerContext[pb.CampaignRequest, pb.Controller],
+    ) -> pb.Controller:
+        """Give the next term to the caller, if it knows the last one."""
+        try:
+            controller = self.authority.campaign(request.incarnation, request.known_term)
+        except ProtocolError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+        _log("controller", incarnation=controller.incarnation, term=controller.term)
+        return pb.Controller(incarnation=controller.incarnation, term=controller.term)
+
+    async def Confirm(
+        self,
+        request: pb.ConfirmRequest,
+        context: grpc.aio.ServicerContext[pb.ConfirmRequest, pb.Controller],
+    ) -> pb.Controller:
+        """Who holds the term: this process alone gives it."""
+        controller = self.authority.controller
+        return pb.Controller(incarnation=controller.incarnation, term=controller.term)
+
     async def Write(
         self,
         request: pb.WriteRequest,

@@ -100,6 +100,14 @@ class MemoryCoordinator:
         """What changes; see `Coordinator.events`."""
         return self._view.events()
 
+    async def campaign(self, known_term: int) -> ControllerChanged:
+        """Take the next term; see `Coordinator.campaign`."""
+        return self.authority.campaign(self.registration.incarnation, known_term)
+
+    async def confirm(self) -> ControllerChanged:
+        """Who holds the term; see `Coordinator.confirm`."""
+        return self.authority.controller
+
     async def write(
         self, term: int, expected_revision: int, entries: Iterable[PartitionEntry]
     ) -> WriteResult:

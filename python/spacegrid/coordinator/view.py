@@ -31,6 +31,7 @@ class View:
         self.stopping = False
         self.controller = ControllerChanged(0, 0)
         self._table: Table | None = None
+        self._controller_seen = False
         #: Partitions that changed since the reader was told; None: all of it is news.
         self._changed: set[int] | None = None
         self._table_news = False
@@ -50,7 +51,7 @@ class View:
     @property
     def complete(self) -> bool:
         """Whether table and controller have been seen."""
-        return self._table is not None and self.controller.term > 0
+        return self._table is not None and self._controller_seen
 
     @property
     def closed(self) -> bool:
@@ -87,6 +88,9 @@ class View:
         """Take the controller; one of an older term is dropped."""
         if controller.term < self.controller.term:
             return
+        if self._controller_seen and controller == self.controller:
+            return
+        self._controller_seen = True
         self.controller = controller
         self._controller_news = True
         self._wake.set()

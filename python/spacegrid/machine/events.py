@@ -1,6 +1,7 @@
-"""What the controller hears and what it says.
+"""What the machines of the controller hear and what they say.
 
-Events are past facts, effects are verbs. Who calls: machine/controller.py, coordinator/, node/.
+Events are past facts, effects are verbs. Who calls: machine/controller.py, machine/standby.py,
+coordinator/, node/.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from spacegrid.machine.table import PartitionEntry, Registration, Table
 
 __all__ = [
     "BecameController",
+    "Campaign",
+    "CampaignDone",
+    "CampaignFailed",
     "Change",
     "ChangeKind",
     "ChangesRequested",
+    "ControllerChanged",
     "ControllerEvent",
     "Deposed",
     "DrainRequested",
     "Effect",
     "RegistrationsChanged",
+    "StandbyEvent",
     "TableObserved",
     "Ticked",
     "WriteDone",
@@ -52,6 +58,18 @@ class Change(msgspec.Struct, frozen=True):
     #: For TAIL: position before the first record that the copy was sent.
     from_epoch: int = 0
     from_sequence: int = 0
+
+
+class ControllerChanged(msgspec.Struct, frozen=True):
+    """Who alone may write the table now.
+
+    Attributes:
+        incarnation: The node that took the term last, also one that has ended; 0: nobody yet.
+        term: The term it took; 0 before the first.
+    """
+
+    incarnation: int
+    term: int
 
 
 class BecameController(msgspec.Struct, frozen=True):
@@ -135,6 +153,28 @@ ControllerEvent = (
     | TableObserved
     | Ticked
 )
+
+
+class CampaignDone(msgspec.Struct, frozen=True):
+    """The campaign under way was answered: who holds the term now."""
+
+    controller: ControllerChanged
+
+
+class CampaignFailed(msgspec.Struct, frozen=True):
+    """The campaign under way was not answered."""
+
+
+StandbyEvent = RegistrationsChanged | ControllerChanged | CampaignDone | CampaignFailed | Ticked
+
+
+class Campaign(msgspec.Struct, frozen=True):
+    """Ask the coordinator for the term after this one.
+
+    At most one is under way: the next follows `CampaignDone` or `CampaignFailed`.
+    """
+
+    known_term: int
 
 
 class WriteTable(msgspec.Struct, frozen=True):

@@ -16,24 +16,30 @@ from typing import TYPE_CHECKING, Final
 import grpc.aio
 
 from spacegrid import clock
-from spacegrid.coordinator import ControllerChanged, Coordinator
+from spacegrid.coordinator import Coordinator
 from spacegrid.errors import SpaceGridError
 from spacegrid.machine.controller import Controller
 from spacegrid.machine.events import (
     BecameController,
+    Campaign,
+    CampaignDone,
+    CampaignFailed,
     Change,
     ChangeKind,
     ChangesRequested,
+    ControllerChanged,
     ControllerEvent,
     Deposed,
     DrainRequested,
     RegistrationsChanged,
+    StandbyEvent,
     TableObserved,
     Ticked,
     WriteDone,
     WriteRefused,
     WriteTable,
 )
+from spacegrid.machine.standby import Standby
 from spacegrid.node.log import get_logger
 from spacegrid.node.options import channel_options
 from spacegrid.node.view import ClusterView
@@ -65,7 +71,10 @@ class ControllerRunner:
         self._view = view
         self._fatal = fatal
         self._machine = Controller()
+        self._standby = Standby(incarnation)
+        self._standby_timer: asyncio.TimerHandle | None = None
         self._active = False
+        self._term = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._channel: tuple[str, grpc.aio.Channel] | None = None
@@ -81,8 +90,11 @@ class ControllerRunner:
 
     def controller_changed(self, event: ControllerChanged) -> None:
         """Begin or end to be the controller."""
+        self._handle_standby(event)
         if event.incarnation == self._incarnation:
-            self._active = True
+            if event.term == self._term:
+                return
+            self._active, self._term = True, event.term
             _log.info("this node is the controller", term=event.term)
             self._handle(
                 BecameController(
@@ -98,7 +110,8 @@ class ControllerRunner:
             _log.info("another node is the controller", incarnation=event.incarnation)
 
     def registrations_changed(self, event: RegistrationsChanged) -> None:
-        """Tell the machine who is alive."""
+        """Tell the machines who is alive."""
+        self._handle_standby(event)
         if self._active:
             self._handle(event)
 
@@ -150,8 +163,9 @@ class ControllerRunner:
 
     async def close(self) -> None:
         """Stop; a write under way ends as it ends."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._standby_timer):
+            if timer is not None:
+                timer.cancel()
         for task in list(self._tasks):
             task.cancel()
         for task in list(self._tasks):
@@ -181,6 +195,32 @@ class ControllerRunner:
             delay_s = max(0.0, (due_ms - clock.monotonic_ms()) / 1000)
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(delay_s, self._handle, Ticked())
+
+    def _handle_standby(self, event: StandbyEvent) -> None:
+        try:
+            effects = self._standby.handle(event, clock.monotonic_ms())
+        except BaseException as error:
+            self._fatal(error)
+            raise
+        for effect in effects:
+            self._spawn(self._campaign(effect))
+        if self._standby_timer is not None:
+            self._standby_timer.cancel()
+            self._standby_timer = None
+        due_ms = self._standby.next_deadline_ms()
+        if due_ms is not None:
+            delay_s = max(0.0, (due_ms - clock.monotonic_ms()) / 1000)
+            loop = asyncio.get_running_loop()
+            self._standby_timer = loop.call_later(delay_s, self._handle_standby, Ticked())
+
+    async def _campaign(self, effect: Campaign) -> None:
+        try:
+            controller = await self._coordinator.campaign(effect.known_term)
+        except SpaceGridError as error:
+            _log.warning("the campaign was not answered", error=str(error))
+            self._handle_standby(CampaignFailed())
+            return
+        self._handle_standby(CampaignDone(controller))
 
     async def _write(self, effect: WriteTable) -> None:
         try:

@@ -141,6 +141,7 @@ class EmbeddedNode:
     def _place(self, node: Node) -> None:
         """Decide about the table, at once: nobody else is there to be asked."""
         authority, machine = self._authority, Controller()
+        authority.campaign(self._registration.incarnation, authority.state.term)
         state = authority.state
         effects = machine.handle(
             BecameController(table=state.table, registrations=state.registrations, term=state.term),

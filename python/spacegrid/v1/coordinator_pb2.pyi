@@ -460,9 +460,9 @@ class Controller(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     incarnation: _builtins.int
-    """0: none."""
+    """The node that took the term last, also when it has ended since; 0: nobody yet."""
     term: _builtins.int
-    """Plus one with each change of controller, and never used twice."""
+    """Plus one with each change of controller, and never used twice; 0 before the first."""
     def __init__(
         self,
         *,
@@ -478,6 +478,45 @@ class Controller(_message.Message):
 Global___Controller: _TypeAlias = Controller  # noqa: Y015
 
 @_typing.final
+class CampaignRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    KNOWN_TERM_FIELD_NUMBER: _builtins.int
+    incarnation: _builtins.int
+    """The node that asks."""
+    known_term: _builtins.int
+    """The last term it has heard of: it gets the next one, unless that is taken."""
+    def __init__(
+        self,
+        *,
+        incarnation: _builtins.int = ...,
+        known_term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "known_term", b"known_term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CampaignRequest: _TypeAlias = CampaignRequest  # noqa: Y015
+
+@_typing.final
+class ConfirmRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConfirmRequest: _TypeAlias = ConfirmRequest  # noqa: Y015
+
+@_typing.final
 class WriteRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -487,7 +526,9 @@ class WriteRequest(_message.Message):
     term: _builtins.int
     expected_revision: _builtins.int
     @_builtins.property
-    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionEntry]: ...
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___PartitionEntry]:
+        """None: only the revision grows."""
+
     def __init__(
         self,
         *,

@@ -39,6 +39,16 @@ class CoordinatorStub(object):
                 request_serializer=spacegrid_dot_v1_dot_coordinator__pb2.JoinRequest.SerializeToString,
                 response_deserializer=spacegrid_dot_v1_dot_coordinator__pb2.JoinEvent.FromString,
                 _registered_method=True)
+        self.Campaign = channel.unary_unary(
+                '/spacegrid.v1.Coordinator/Campaign',
+                request_serializer=spacegrid_dot_v1_dot_coordinator__pb2.CampaignRequest.SerializeToString,
+                response_deserializer=spacegrid_dot_v1_dot_coordinator__pb2.Controller.FromString,
+                _registered_method=True)
+        self.Confirm = channel.unary_unary(
+                '/spacegrid.v1.Coordinator/Confirm',
+                request_serializer=spacegrid_dot_v1_dot_coordinator__pb2.ConfirmRequest.SerializeToString,
+                response_deserializer=spacegrid_dot_v1_dot_coordinator__pb2.Controller.FromString,
+                _registered_method=True)
         self.Write = channel.unary_unary(
                 '/spacegrid.v1.Coordinator/Write',
                 request_serializer=spacegrid_dot_v1_dot_coordinator__pb2.WriteRequest.SerializeToString,
@@ -56,6 +66,20 @@ class CoordinatorServicer(object):
 
     def Join(self, request_iterator, context):
         """Registers the caller for as long as the stream and its process live; events come back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Campaign(self, request, context):
+        """Takes the next term; the answer says who holds it now. FAILED_PRECONDITION: the caller's registration has ended.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Confirm(self, request, context):
+        """Who holds the term now.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -82,6 +106,16 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=spacegrid_dot_v1_dot_coordinator__pb2.JoinRequest.FromString,
                     response_serializer=spacegrid_dot_v1_dot_coordinator__pb2.JoinEvent.SerializeToString,
+            ),
+            'Campaign': grpc.unary_unary_rpc_method_handler(
+                    servicer.Campaign,
+                    request_deserializer=spacegrid_dot_v1_dot_coordinator__pb2.CampaignRequest.FromString,
+                    response_serializer=spacegrid_dot_v1_dot_coordinator__pb2.Controller.SerializeToString,
+            ),
+            'Confirm': grpc.unary_unary_rpc_method_handler(
+                    servicer.Confirm,
+                    request_deserializer=spacegrid_dot_v1_dot_coordinator__pb2.ConfirmRequest.FromString,
+                    response_serializer=spacegrid_dot_v1_dot_coordinator__pb2.Controller.SerializeToString,
             ),
             'Write': grpc.unary_unary_rpc_method_handler(
                     servicer.Write,
@@ -121,6 +155,60 @@ class Coordinator(object):
             '/spacegrid.v1.Coordinator/Join',
             spacegrid_dot_v1_dot_coordinator__pb2.JoinRequest.SerializeToString,
             spacegrid_dot_v1_dot_coordinator__pb2.JoinEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Campaign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/spacegrid.v1.Coordinator/Campaign',
+            spacegrid_dot_v1_dot_coordinator__pb2.CampaignRequest.SerializeToString,
+            spacegrid_dot_v1_dot_coordinator__pb2.Controller.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Confirm(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/spacegrid.v1.Coordinator/Confirm',
+            spacegrid_dot_v1_dot_coordinator__pb2.ConfirmRequest.SerializeToString,
+            spacegrid_dot_v1_dot_coordinator__pb2.Controller.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,10 @@ class CoordinatorStub:
     def __new__(cls, channel: _aio.Channel) -> CoordinatorAsyncStub: ...
     Join: _grpc.StreamStreamMultiCallable[_coordinator_pb2.JoinRequest, _coordinator_pb2.JoinEvent]
     """Registers the caller for as long as the stream and its process live; events come back."""
+    Campaign: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.CampaignRequest, _coordinator_pb2.Controller]
+    """Takes the next term; the answer says who holds it now. FAILED_PRECONDITION: the caller's registration has ended."""
+    Confirm: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.ConfirmRequest, _coordinator_pb2.Controller]
+    """Who holds the term now."""
     Write: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.WriteRequest, _coordinator_pb2.WriteReply]
     """Writes entries if `term` is current and the table is at `expected_revision`."""
     StopCluster: _grpc.UnaryUnaryMultiCallable[_coordinator_pb2.StopClusterRequest, _coordinator_pb2.StopClusterReply]
@@ -47,6 +51,10 @@ class CoordinatorAsyncStub(CoordinatorStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Join: _aio.StreamStreamMultiCallable[_coordinator_pb2.JoinRequest, _coordinator_pb2.JoinEvent]  # type: ignore[assignment]
     """Registers the caller for as long as the stream and its process live; events come back."""
+    Campaign: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.CampaignRequest, _coordinator_pb2.Controller]  # type: ignore[assignment]
+    """Takes the next term; the answer says who holds it now. FAILED_PRECONDITION: the caller's registration has ended."""
+    Confirm: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.ConfirmRequest, _coordinator_pb2.Controller]  # type: ignore[assignment]
+    """Who holds the term now."""
     Write: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.WriteRequest, _coordinator_pb2.WriteReply]  # type: ignore[assignment]
     """Writes entries if `term` is current and the table is at `expected_revision`."""
     StopCluster: _aio.UnaryUnaryMultiCallable[_coordinator_pb2.StopClusterRequest, _coordinator_pb2.StopClusterReply]  # type: ignore[assignment]
@@ -60,6 +68,22 @@ class CoordinatorServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_coordinator_pb2.JoinEvent], _abc.AsyncIterator[_coordinator_pb2.JoinEvent]]:
         """Registers the caller for as long as the stream and its process live; events come back."""
+
+    @_abc_1.abstractmethod
+    def Campaign(
+        self,
+        request: _coordinator_pb2.CampaignRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.Controller, _abc.Awaitable[_coordinator_pb2.Controller]]:
+        """Takes the next term; the answer says who holds it now. FAILED_PRECONDITION: the caller's registration has ended."""
+
+    @_abc_1.abstractmethod
+    def Confirm(
+        self,
+        request: _coordinator_pb2.ConfirmRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_coordinator_pb2.Controller, _abc.Awaitable[_coordinator_pb2.Controller]]:
+        """Who holds the term now."""
 
     @_abc_1.abstractmethod
     def Write(
