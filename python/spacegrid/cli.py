@@ -113,6 +113,10 @@ def node(
     pump_interval: Annotated[
         float | None, typer.Option(help="Seconds that SQL may lag behind.")
     ] = None,
+    via: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=HOST:PORT: reach that node there; repeatable.", hidden=True),
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with settings.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="console or json.")] = None,
@@ -142,6 +146,7 @@ def node(
                 "min_in_sync": min_in_sync,
                 "pump_batch_records": pump_batch,
                 "pump_interval_s": pump_interval,
+                "via": via or None,
                 "log_level": log_level,
                 "log_format": log_format,
             },
@@ -411,6 +416,39 @@ def demo(
     )
     code = command.run_demo(options, sql=sql, lmdb=lmdb, report_path=report, fresh=fresh)
     raise typer.Exit(code)
+
+
+@app.command()
+def chaos(
+    cycles: Annotated[int, typer.Option(min=1, help="Faults, one after another.")] = 10,
+    seed: Annotated[int | None, typer.Option(help="Of every choice; without it one is drawn.")] = (
+        None
+    ),
+    nemesis: Annotated[
+        str, typer.Option(help="NAME[,NAME]: what goes wrong; without it anything.")
+    ] = "",
+    nodes: Annotated[int, typer.Option(min=3, max=8, help="Number of nodes.")] = 3,
+    unit: Annotated[
+        list[str] | None, typer.Option(help="Processing unit, module:Class; repeatable.")
+    ] = None,
+    workload: Annotated[str, typer.Option(help="module:Class of your own workload.")] = "",
+    report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
+    json: Json = False,
+) -> None:
+    """Break a cluster of its own under load, and check every answer; exit code 1 if one is wrong."""
+    from spacegrid.testing.chaos.command import run_chaos
+    from spacegrid.testing.chaos.run import ChaosOptions
+
+    with _errors(json):
+        options = ChaosOptions(
+            cycles=cycles,
+            seed=seed,
+            nemesis=tuple(name for name in nemesis.split(",") if name),
+            nodes=nodes,
+            units=tuple(unit or ()),
+            workload=workload,
+        )
+        raise typer.Exit(run_chaos(options, report=report, json=json))
 
 
 @contextmanager

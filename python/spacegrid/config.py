@@ -59,6 +59,8 @@ class NodeConfig:
         pump_interval_s: Seconds a sink may lag behind before a batch that is not full is written.
         switch_interval_s: Seconds the interpreter lets a thread run on while another waits.
         drain_timeout_s: Seconds a draining node waits for its partitions to move.
+        via: Other addresses under which this node reaches other nodes, each `name=host:port`: the
+            way of tests to put a fault proxy onto one directed link.
         log_level: debug, info, warning or error.
         log_format: console or json.
     """
@@ -79,6 +81,7 @@ class NodeConfig:
     pump_interval_s: float = 5.0
     switch_interval_s: float = 0.0001
     drain_timeout_s: float = 30.0
+    via: tuple[str, ...] = ()
     log_level: str = "info"
     log_format: str = "console"
 
@@ -91,6 +94,11 @@ class NodeConfig:
     def listen_port(self) -> int:
         """Port part of `listen`; 0 takes a free one."""
         return split_address(self.listen)[1]
+
+    @property
+    def via_addresses(self) -> dict[str, str]:
+        """`via` as node name to address."""
+        return dict(item.split("=", 1) for item in self.via)
 
     @property
     def write_copies(self) -> int:
@@ -185,6 +193,7 @@ def _words(value: Any) -> tuple[str, ...]:
 _PARSERS: Final[dict[str, Callable[[Any], Any]]] = {
     "data": _path,
     "units": _words,
+    "via": _words,
     "lmdb": _flag,
     "quota_bytes": parse_size,
     "log_bytes": parse_size,
@@ -261,6 +270,11 @@ def check(config: NodeConfig) -> NodeConfig:
         module, colon, name = unit.partition(":")
         if not (colon and module and name.isidentifier()):
             raise ConfigError(f"unit {unit!r} is not module:Class")
+    for item in config.via:
+        name, equals, address = item.partition("=")
+        if not (equals and _NAME.match(name)):
+            raise ConfigError(f"via {item!r} is not name=host:port")
+        split_address(address)
     _within("partitions", config.partitions, 1, PARTITIONS_MAX)
     _within("copies", config.copies, 1, COPIES_MAX)
     _within("min_in_sync", config.min_in_sync, 0, config.copies)

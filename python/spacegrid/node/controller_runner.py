@@ -266,10 +266,11 @@ class ControllerRunner:
         registration = self._view.registrations.get(self._view.controller.incarnation)
         if registration is None:
             return None
-        if self._channel is None or self._channel[0] != registration.address:
+        address = self._view.peer_address(registration)
+        if self._channel is None or self._channel[0] != address:
             old = self._channel
-            channel = grpc.aio.insecure_channel(registration.address, options=channel_options())
-            self._channel = (registration.address, channel)
+            channel = grpc.aio.insecure_channel(address, options=channel_options())
+            self._channel = (address, channel)
             if old is not None:
                 self._spawn(old[1].close())
         return peers_pb2_grpc.PeersStub(self._channel[1])

@@ -207,7 +207,7 @@ class Daemon:
             cluster=table.life.hex(),
             partitions=table.partition_count,
         )
-        self.view = ClusterView(table)
+        self.view = ClusterView(table, self.config.via_addresses)
         node = Node(
             self.incarnation,
             table.partition_count,
@@ -350,7 +350,9 @@ class Daemon:
     def _set_routes(self) -> None:
         table = self.view.table
         addresses = {
-            inc: r.address for inc, r in self.view.registrations.items() if inc != self.incarnation
+            incarnation: address
+            for incarnation, address in self.view.peer_addresses().items()
+            if incarnation != self.incarnation
         }
         answering = self.view.answering()
         self.internal.set_routes(table.revision, answering, addresses, self.incarnation)
@@ -358,7 +360,8 @@ class Daemon:
     def _update_links(self) -> None:
         if self._links is not None:
             self._links.update(
-                Peer(r.name, r.address, inc) for inc, r in self.view.registrations.items()
+                Peer(r.name, self.view.peer_address(r), inc)
+                for inc, r in self.view.registrations.items()
             )
         self._set_routes()
 

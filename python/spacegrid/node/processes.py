@@ -238,17 +238,17 @@ class ClusterProcesses:
                 port = self.settings.port + index if self.settings.port else 0
                 self.nodes[name] = self._spawn(name, port)
             for name in names:
-                wait_ready(self.nodes[name])
+                self.started(wait_ready(self.nodes[name]))
         except BaseException:
             self.kill_all()
             raise
 
     def start_coordinator(self) -> Child:
-        """Start the coordinator and wait until it is ready."""
-        s = self.settings
+        """Start the coordinator, a dead one at its old address; wait until it is ready."""
+        s, old = self.settings, self.coordinator
         command = [
             "coordinator",
-            "--listen", "127.0.0.1:0",
+            "--listen", old.address if old is not None else "127.0.0.1:0",
             "--data", str(s.data / "coordinator"),
             "--partitions", str(s.partitions),
             "--copies", str(s.copies),
@@ -258,7 +258,7 @@ class ClusterProcesses:
         if s.min_in_sync:
             command += ["--min-in-sync", str(s.min_in_sync)]
         self.coordinator = self._start("coordinator", command)
-        return wait_ready(self.coordinator)
+        return self.started(wait_ready(self.coordinator))
 
     def restart(self, name: str) -> Child:
         """Start a dead node again, at its old address and folder; wait until it is ready."""
@@ -267,12 +267,16 @@ class ClusterProcesses:
             raise RuntimeError(f"{name} (pid {old.pid}) still runs")
         port = int(old.address.rpartition(":")[2]) if old.ready else 0
         self.nodes[name] = self._spawn(name, port)
-        return wait_ready(self.nodes[name])
+        return self.started(wait_ready(self.nodes[name]))
 
     def add(self, name: str) -> Child:
         """Start one more node on a free port."""
         self.nodes[name] = self._spawn(name, 0)
-        return wait_ready(self.nodes[name])
+        return self.started(wait_ready(self.nodes[name]))
+
+    def started(self, child: Child) -> Child:
+        """Take note that a process listens; returns it."""
+        return child
 
     def kill_all(self) -> None:
         """End every process with SIGKILL."""
@@ -340,8 +344,12 @@ class ClusterProcesses:
             command += ["--sql", s.sql]
         if not s.lmdb:
             command += ["--no-lmdb"]
-        command += [*s.arguments, "--json"]
+        command += [*s.arguments, *self.arguments_of(name), "--json"]
         return self._start(name, command)
+
+    def arguments_of(self, name: str) -> Sequence[str]:
+        """Further arguments of one node's command line; they win over those of all."""
+        return ()
 
     def _start(self, name: str, command: list[str]) -> Child:
         s = self.settings

@@ -6,6 +6,8 @@ Nothing here decides anything. Used on the grid loop only.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from spacegrid.coordinator import ControllerChanged
 from spacegrid.machine.table import Registration, State, Table
 from spacegrid.v1 import data_pb2
@@ -21,8 +23,16 @@ class ClusterView:
         stopping: Whether the whole cluster is stopping.
     """
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, via: Mapping[str, str] | None = None) -> None:
+        """Begin with a table and nobody registered.
+
+        Args:
+            table: The newest table.
+            via: Node name to the address under which this node reaches it, where that is not the
+                registered one.
+        """
         self.table = table
+        self._via = dict(via or {})
         self.registrations: dict[int, Registration] = {}
         self.controller = ControllerChanged(incarnation=0, term=0)
         self.stopping = False
@@ -48,6 +58,14 @@ class ClusterView:
     def name(self, incarnation: int) -> str:
         """Name of a node, also of one that is gone; its number where nothing is known of it."""
         return self._names.get(incarnation) or f"#{incarnation}"
+
+    def peer_address(self, registration: Registration) -> str:
+        """The address under which this node reaches another; clients get the registered one."""
+        return self._via.get(registration.name, registration.address)
+
+    def peer_addresses(self) -> dict[int, str]:
+        """Incarnation of each node alive to the address under which this node reaches it."""
+        return {inc: self.peer_address(r) for inc, r in self.registrations.items()}
 
     def routes(self) -> data_pb2.Routes:
         """The routing table for clients; nodes that are gone have no partitions."""

@@ -13,7 +13,9 @@ data folder that was made here goes with it. Blocking; from asyncio use `asyncio
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +25,7 @@ from typing import Final, Self, TypeVar
 from spacegrid.errors import ConnectionFailed, DeadlineExceeded
 from spacegrid.node.admin_client import AdminClient
 from spacegrid.node.processes import Child, ClusterProcesses, ClusterSettings
+from spacegrid.testing.links import FaultLinks
 from spacegrid.v1 import admin_pb2
 
 READY_TIMEOUT_S: Final = 30.0
@@ -48,6 +51,8 @@ class LocalCluster(ClusterProcesses):
         environment: Added to the processes' environment.
         python: Interpreter of the processes; None: this one.
         cwd: Folder the processes start in, where units are found; None: this one.
+        links: Fault proxies that all links between the processes pass through; None: none. They
+            are closed with the cluster.
     """
 
     def __init__(
@@ -65,7 +70,9 @@ class LocalCluster(ClusterProcesses):
         environment: Mapping[str, str] | None = None,
         python: Path | str | None = None,
         cwd: Path | None = None,
+        links: FaultLinks | None = None,
     ) -> None:
+        self.links = links
         self._temporary = data is None
         folder = Path(tempfile.mkdtemp(prefix="spacegrid-")) if data is None else data.resolve()
         super().__init__(
@@ -111,8 +118,28 @@ class LocalCluster(ClusterProcesses):
         try:
             return super().stop(timeout_s)
         finally:
+            if self.links is not None:
+                self.links.close()
             if self._temporary:
                 shutil.rmtree(self.settings.data, ignore_errors=True)
+
+    def arguments_of(self, name: str) -> Sequence[str]:
+        """Where this node reaches the others: the fault proxies', where there are some."""
+        return () if self.links is None else self.links.arguments_of(name)
+
+    def started(self, child: Child) -> Child:
+        """Tell the fault proxies where a process listens."""
+        if self.links is not None:
+            self.links.set_target(child.name, child.address)
+        return child
+
+    def pause(self, name: str) -> None:
+        """Stop a node's process with SIGSTOP; nobody hears that it hangs."""
+        os.kill(self.nodes[name].pid, signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        """Let a paused node go on."""
+        os.kill(self.nodes[name].pid, signal.SIGCONT)
 
     def kill(self, name: str) -> None:
         """End a node with SIGKILL and wait until the process is gone."""
