@@ -2,7 +2,8 @@
 
 Data goes to stdout, messages and logs to stderr; `--json` makes every command's data one JSON
 document. Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 nothing there (get, delete), 4
-outcome unknown. Commands import what they need when they run, so that `spacegrid --help` is quick.
+outcome unknown. All commands are in one room, so that they read alike; each imports what it needs
+when it runs, so that `spacegrid --help` is quick.
 New commands: a function with `@app.command()`.
 """
 
@@ -435,7 +436,7 @@ def chaos(
     report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
     json: Json = False,
 ) -> None:
-    """Break a cluster of its own under load, and check every answer; exit code 1 if one is wrong."""
+    """Break a new cluster under load and check every answer; exit code 1 if one is wrong."""
     from spacegrid.testing.chaos.command import run_chaos
     from spacegrid.testing.chaos.run import ChaosOptions
 

@@ -97,3 +97,11 @@ def test_loopback_is_what_no_other_machine_can_reach() -> None:
     assert not is_loopback("0.0.0.0")
     assert not is_loopback("::")
     assert split_address("[::1]:7700") == ("::1", 7700)
+
+
+def test_other_addresses_of_nodes_are_read_and_checked() -> None:
+    given = load({"via": ["node-2=127.0.0.1:9", "node-3=127.0.0.1:8"]}, environ={})
+    assert given.via_addresses == {"node-2": "127.0.0.1:9", "node-3": "127.0.0.1:8"}
+    for wrong in ("node-2", "=127.0.0.1:9", "node-2=127.0.0.1"):
+        with pytest.raises(ConfigError, match="host:port"):
+            check(NodeConfig(via=(wrong,)))

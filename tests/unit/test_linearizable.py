@@ -122,7 +122,7 @@ def recorded(random: Random, count: int) -> list[Operation]:
 @pytest.mark.parametrize("seed", range(10))
 def test_histories_of_a_real_copy_pass_and_a_changed_read_does_not(seed: int) -> None:
     random = Random(seed)
-    operations = recorded(random, 300)
+    operations = recorded(random, 100)
     assert check_key(operations) == ""
     reads = [o for o in operations if o.kind == "get" and o.status is Status.OK]
     random.choice(reads).result = -1

@@ -66,9 +66,7 @@ class Report:
             "ok": self.ok,
             "interrupted": self.interrupted,
             "figures": self.figures,
-            "targets": [
-                {"figure": t.figure, "most": t.most, "text": t.text} for t in self.targets
-            ],
+            "targets": [{"figure": t.figure, "most": t.most, "text": t.text} for t in self.targets],
             "missed": self.missed(),
             "violations": self.violations,
             "settings": self.settings,

@@ -90,9 +90,7 @@ class _Search:
         self._ends = [
             operation.ended if operation.status is Status.OK else _NEVER for operation in operations
         ]
-        self._must = sum(
-            1 << index for index, end in enumerate(self._ends) if end is not _NEVER
-        )
+        self._must = sum(1 << index for index, end in enumerate(self._ends) if end is not _NEVER)
 
     def run(self) -> str:
         tried: set[tuple[int, Any]] = set()
@@ -154,4 +152,8 @@ def _lowest_open(done: int) -> int:
 
 
 def _hashable(state: Any) -> Any:
-    return state if isinstance(state, (int, str, bytes, float, tuple)) or state is None else repr(state)
+    return (
+        state
+        if isinstance(state, (int, str, bytes, float, tuple)) or state is None
+        else repr(state)
+    )

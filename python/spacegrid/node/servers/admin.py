@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from spacegrid.errors import SpaceGridError
 from spacegrid.machine.table import PartitionEntry, State
 from spacegrid.v1 import admin_pb2, admin_pb2_grpc
 
@@ -110,7 +111,10 @@ class AdminService(admin_pb2_grpc.AdminServicer):
     async def Stop(self, request: admin_pb2.StopRequest, context: Any) -> admin_pb2.StopReply:
         """Stop this node (it drains), or the whole cluster (data stays where it is)."""
         if request.cluster:
-            await self._daemon.stop_cluster()
+            try:
+                await self._daemon.stop_cluster()
+            except SpaceGridError as error:
+                await context.abort(grpc.StatusCode[error.grpc_status], str(error))
         else:
             asyncio.get_running_loop().call_soon(self._daemon.request_stop)
         return admin_pb2.StopReply()

@@ -7,7 +7,7 @@ import json as jsonlib
 import signal
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -97,7 +97,7 @@ class _Show:
         self._bar: Bar | None = None
         self.progress = Progress(self._cycle, self._done)
 
-    def __enter__(self) -> _Show:
+    def __enter__(self) -> Self:
         if self._console.is_terminal:
             self._bar = Bar(
                 TextColumn("chaos"),

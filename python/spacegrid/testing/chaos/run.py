@@ -131,6 +131,8 @@ class ChaosRun:
                 violations = len(self.report.violations)
                 self._progress.done(number, self._tally.operations.total(), violations)
             await self._end_cluster(check=True)
+        except SpaceGridError as error:
+            self._note([Violation("failed", str(error))], self.options.cycles, "the cluster")
         except asyncio.CancelledError:
             self.report.interrupted = True
             raise
@@ -170,9 +172,8 @@ class ChaosRun:
             await self._join(workers, number, name)
         recorder = Recorder(history, self.options.workers)
         self._progress.cycle(number, name, "check")
-        found = await self.workload.check(self._grids[-1], recorder) if not scene.renew else []
+        found = await self.workload.check(self._grids[-1], recorder)
         if scene.renew:
-            found = await self.workload.check(self._grids[-1], recorder)
             await self._end_cluster(check=False)
         self._note([*scene.violations, *found], number, name)
         self._tally.add(history)
@@ -296,12 +297,13 @@ def _kind(text: str) -> str:
 
 
 def _stop(cluster: LocalCluster, in_order: bool) -> None:
-    if in_order:
-        cluster.stop()
-        return
-    cluster.kill_all()
-    if cluster.links is not None:
-        cluster.links.close()
+    try:
+        if in_order:
+            cluster.stop()
+    finally:
+        cluster.kill_all()
+        if cluster.links is not None:
+            cluster.links.close()
 
 
 def load_workload(name: str) -> Workload:

@@ -53,9 +53,8 @@ class Workload(Protocol):
 class Mixed:
     """Registers, counters, keys written once, and a unit's accounts; keys are new in each round."""
 
-    units = ("spacegrid.testing.chaos.units:Ledger",)
-
     def __init__(self) -> None:
+        self.units: tuple[str, ...] = ("spacegrid.testing.chaos.units:Ledger",)
         self._number = 0
         self._serial = 0
         self._once = 0
@@ -86,7 +85,9 @@ class Mixed:
 
     async def check(self, grid: AsyncGrid, recorder: Recorder) -> list[Violation]:
         """Read everything of the round, and check the round's history."""
-        keys = sorted({(o.key.partition("/")[0], o.key.partition("/")[2]) for o in recorder.history})
+        keys = sorted(
+            {(o.key.partition("/")[0], o.key.partition("/")[2]) for o in recorder.history}
+        )
         for map_name, key in keys:
             operation = await self._get(grid, recorder, map_name, key, CHECK_TIMEOUT_S)
             if operation.status is Status.OK:
@@ -139,9 +140,7 @@ class Mixed:
             return value, entry.version
 
         operation = self._operation("get", map_name, key, grid)
-        return await recorder.ask(
-            operation, lambda: where.get_entry(key, timeout=timeout), read
-        )
+        return await recorder.ask(operation, lambda: where.get_entry(key, timeout=timeout), read)
 
     async def _write(
         self,
@@ -167,9 +166,7 @@ class Mixed:
         else:
             await recorder.ask(operation, lambda: where.delete(key, timeout=timeout))
 
-    async def _replace(
-        self, grid: AsyncGrid, recorder: Recorder, key: str, timeout: float
-    ) -> None:
+    async def _replace(self, grid: AsyncGrid, recorder: Recorder, key: str, timeout: float) -> None:
         found = await self._get(grid, recorder, "registers", key, timeout)
         if found.status is not Status.OK or found.result is None:
             return
