@@ -376,8 +376,15 @@ class Node:
         """Nothing uncommitted, nothing waiting, no turn running."""
 
     # frames
-    def on_client_frame(self, connection: int, frame: bytes, now_ms: int) -> int:
+    def on_client_frame(self, connection: int, frame: bytes, now_ms: int, rights: int = 3) -> int:
         """Execute one request frame.
+
+        Args:
+            connection: Where the replies go.
+            frame: The bytes.
+            now_ms: The time.
+            rights: What the caller may do: 1 read, 2 write and call. An operation outside them is
+                answered with PERMISSION.
 
         Returns:
             Number of operations in the frame.
@@ -781,3 +788,61 @@ def encode_reply(
 ) -> bytes:
     """A reply frame of (number, status, flags, codec, copies, version, value), for debugging and
     tests."""
+
+# ---- who may call what (rust/py/src/gate.rs) ----
+
+class GateRefused(Exception):
+    """A request that the gate refuses: (code, message, whether it is known who calls)."""
+
+@final
+class Gate:
+    """Who is calling, and whether this caller may make this call. Thread-safe.
+
+    Args:
+        cluster: Name of the cluster, as its certificates have it. methods: Path of each method, as
+        ``/spacegrid.v1.Data/Get``, to the bits of the roles that may
+            call it (`spacegrid.security.access`). A method that is not in it is refused.
+    """
+
+    def __new__(cls, cluster: str, methods: Mapping[str, int]) -> Self: ...
+    @property
+    def generation(self) -> int:
+        """Changes with the tokens."""
+
+    def set_tokens(self, text: str) -> int:
+        """Take the tokens as they are now, and return how many there are.
+
+        Raises:
+            ValueError: A line is no token; nothing has changed. The line is not quoted.
+        """
+
+    def admit(
+        self,
+        method: str,
+        *,
+        certificate: str | None = None,
+        authorization: bytes | None = None,
+        remote: str = "",
+    ) -> tuple[int, str]:
+        """Let a request pass.
+
+        Args:
+            method: Its path.
+            certificate: The URI in the certificate that the connection has proved; "" when that
+                has none, None without a certificate.
+            authorization: The header of that name.
+            remote: Where it comes from, for the log.
+
+        Returns:
+            Bit of the caller's role, and the name of its node or token.
+
+        Raises:
+            GateRefused: It does not pass.
+        """
+
+    def take_audit(self) -> tuple[list[tuple[str, str, str, str]], int]:
+        """What was refused since the last call: (code, method, caller, remote) each, and how many
+        more there were that are not listed."""
+
+def token_hash(salt: bytes, secret: str) -> bytes:
+    """The 32 bytes that are kept of a token's secret."""

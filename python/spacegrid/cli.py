@@ -10,27 +10,26 @@ New commands: a function with `@app.command()`.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from spacegrid import cli_security
+from spacegrid.cli_output import EXIT_FAILED, EXIT_NOTHING, Json
+from spacegrid.cli_output import errors as _errors
+from spacegrid.cli_output import json_text as _json_text
+from spacegrid.cli_output import print_document as _print
 from spacegrid.config import ADDRESS_DEFAULT, COORDINATOR_SCHEME, PARTITIONS_DEFAULT
-from spacegrid.errors import ConfigError, SpaceGridError
+from spacegrid.errors import ConfigError
 
 if TYPE_CHECKING:
     from spacegrid.config import NodeConfig
     from spacegrid.coordinator import Coordinator
     from spacegrid.node.daemon import Daemon
 
-EXIT_FAILED: Final = 1
-EXIT_USAGE: Final = 2
-EXIT_NOTHING: Final = 3
-EXIT_UNKNOWN: Final = 4
-EXIT_INTERRUPTED: Final = 130
 WATCH_PARENT: Final = "SPACEGRID_STOP_WITH_PARENT"
 
 app = typer.Typer(
@@ -40,6 +39,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(cli_security.certs, name="certs")
+app.add_typer(cli_security.token, name="token")
 
 Address = Annotated[
     str,
@@ -47,7 +48,6 @@ Address = Annotated[
         "--at", "--address", envvar="SPACEGRID_ADDRESS", help="host:port of any node of the grid."
     ),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print data as one JSON document.")]
 
 
 def main() -> None:
@@ -458,45 +458,6 @@ def _grid(address: str) -> Iterator[Any]:
 
     with spacegrid.connect_sync(address) as grid:
         yield grid
-
-
-@contextmanager
-def _errors(json: bool) -> Iterator[None]:
-    """End with a message and an exit code instead of a traceback, for every error on purpose."""
-    try:
-        yield
-    except SpaceGridError as error:
-        _fail(error, json)
-    except KeyboardInterrupt:
-        raise typer.Exit(EXIT_INTERRUPTED) from None
-
-
-def _fail(error: SpaceGridError, json: bool) -> NoReturn:
-    if json:
-        document = {
-            "error": error.code,
-            "message": str(error),
-            "retryable": error.retryable,
-            "maybe_applied": error.maybe_applied,
-        }
-        typer.echo(_json_text(document), err=True)
-    else:
-        typer.echo(f"error: {error}", err=True)
-    code = EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED
-    raise typer.Exit(EXIT_UNKNOWN if error.maybe_applied else code)
-
-
-def _print(document: Any, json: bool, text: Callable[[], str]) -> None:
-    shown = _json_text(document) if json else text()
-    if shown:
-        sys.stdout.write(shown + "\n")
-        sys.stdout.flush()
-
-
-def _json_text(value: Any) -> str:
-    import msgspec
-
-    return msgspec.json.encode(value).decode()
 
 
 def _watch_parent() -> None:

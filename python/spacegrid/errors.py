@@ -8,6 +8,9 @@ The tree is one room, so that it is read, and kept complete, as a whole.
     ├─ ConfigError (ValueError)     a setting or an argument is wrong; fix it
     ├─ ConnectionFailed (ConnectionError)       nobody answers; later may work          retryable
     ├─ ProtocolError                another version, another cluster, or damaged bytes
+    ├─ AccessError                  the cluster does not let this caller in, or not do this
+    │  ├─ AuthenticationFailed      no token, a wrong one, or a certificate that is not trusted
+    │  └─ PermissionDenied (PermissionError)    the role is not enough
     ├─ GridClosed (RuntimeError)    this grid was closed
     ├─ ForkedProcess (RuntimeError) this grid was opened in the parent process
     ├─ DeadlineExceeded (TimeoutError)          .request_id .reason .resend()           retryable
@@ -54,6 +57,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 __all__ = [
+    "AccessError",
+    "AuthenticationFailed",
     "AvailabilityError",
     "Backpressure",
     "BatchError",
@@ -75,6 +80,7 @@ __all__ = [
     "NotPrimary",
     "PartitionLost",
     "PartitionUnavailable",
+    "PermissionDenied",
     "ProtocolError",
     "RequestError",
     "RequestReused",
@@ -142,6 +148,26 @@ class ProtocolError(SpaceGridError):
 
     code = "protocol"
     grpc_status = "FAILED_PRECONDITION"
+
+
+class AccessError(SpaceGridError):
+    """The cluster does not let this caller in, or does not let it do this."""
+
+    code = "access"
+    grpc_status = "PERMISSION_DENIED"
+
+
+class AuthenticationFailed(AccessError):
+    """No token, a wrong one, or a certificate that one side does not trust."""
+
+    code = "authentication_failed"
+    grpc_status = "UNAUTHENTICATED"
+
+
+class PermissionDenied(AccessError, PermissionError):
+    """The role of the caller's token does not allow the operation; it was surely not applied."""
+
+    code = "permission_denied"
 
 
 class GridClosed(SpaceGridError, RuntimeError):

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from spacegrid.cli import EXIT_FAILED, EXIT_USAGE, app
+from spacegrid.cli import app
+from spacegrid.cli_output import EXIT_FAILED, EXIT_USAGE
 from spacegrid.errors import ConfigError
 from spacegrid.node.up import remove
 from typer.testing import CliRunner

@@ -18,6 +18,8 @@ PARTITIONS = 4
 STREAM = (1 << 32) | 1
 GET, PUT, INCR, INVOKE = 1, 2, 4, 5
 OK, MISS, NOT_PRIMARY, NOT_ENOUGH_COPIES, UNKNOWN, HANDLER_ERROR = 0, 1, 3, 6, 9, 14
+PERMISSION = 20
+READ_RIGHTS = 1
 
 Row = tuple[int, int, bytes, int]
 
@@ -73,6 +75,23 @@ def lone(*, shared: bool = False, local: bool = False, quota: int = 0) -> _core.
 def ask(node: _core.Node, *operations: tuple[int, int, str, bytes, bytes]) -> list[Row]:
     assert node.on_client_frame(9, frame(*operations), 0) == len(operations)
     return replies(node.take_effects())
+
+
+def test_in_one_frame_a_reader_may_read_and_not_change() -> None:
+    node = lone()
+    ask(node, (PUT, 1, "m", b"a", b"1"))
+    mixed = frame(
+        (GET, 2, "m", b"a", b""), (PUT, 3, "m", b"a", b"2"), (INVOKE, 4, "Shop.buy", b"a", b"\x80")
+    )
+    assert node.on_client_frame(9, mixed, 0, READ_RIGHTS) == 3
+    assert [row[:3] for row in replies(node.take_effects())] == [
+        (2, OK, b"1"),
+        (3, PERMISSION, b""),
+        (4, PERMISSION, b""),
+    ]
+    assert node.on_client_frame(9, mixed, 0, 0) == 3
+    assert {row[1] for row in replies(node.take_effects())} == {PERMISSION}
+    assert ask(node, (GET, 5, "m", b"a", b""))[0][2] == b"1"
 
 
 def test_put_and_get_travel_in_frames() -> None:

@@ -39,6 +39,7 @@ class Status(IntEnum):
     INVALID = 17
     TOO_LARGE = 18
     WRONG_ROUTING_KEY = 19
+    PERMISSION = 20
 
 
 TIMEOUT: Final = 255
@@ -76,6 +77,10 @@ _TEXT: Final[dict[int, tuple[type[errors.SpaceGridError], str]]] = {
     Status.WRONG_ROUTING_KEY: (
         errors.WrongRoutingKey,
         "the turn touched a key of another routing key",
+    ),
+    Status.PERMISSION: (
+        errors.PermissionDenied,
+        "the token's role does not allow it\nhint: ask with a token of a higher role",
     ),
 }
 

@@ -12,12 +12,14 @@ pub mod client;
 pub mod entry;
 pub mod error;
 pub mod frame;
+pub mod gate;
 pub mod hash;
 pub mod key;
 pub mod limits;
 pub mod log;
 pub mod record;
 pub mod replica;
+
 pub mod ring;
 pub mod store;
 pub mod table;

@@ -9,6 +9,7 @@ mod assign;
 mod client;
 mod errors;
 mod frames;
+mod gate;
 mod keys;
 mod node;
 mod ring;
@@ -24,6 +25,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     assign::register(module)?;
     client::register(module)?;
     frames::register(module)?;
+    gate::register(module)?;
     keys::register(module)?;
     node::register(module)?;
     ring::register(module)?;

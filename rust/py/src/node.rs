@@ -13,6 +13,7 @@ use pyo3::exceptions::{PyLookupError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 use spacegrid_core::frame::peer::ChunkEntry;
+use spacegrid_core::gate::Rights;
 use spacegrid_core::limits::LOG_BYTES_DEFAULT;
 use spacegrid_core::record::{Change, Position, decode_checked};
 use spacegrid_core::replica::{
@@ -216,17 +217,20 @@ impl Node {
         py.detach(|| self.core.idle())
     }
 
+    #[pyo3(signature = (connection, frame, now_ms, rights = 3))]
     fn on_client_frame(
         &self,
         py: Python<'_>,
         connection: u64,
         frame: &[u8],
         now_ms: u64,
+        rights: u8,
     ) -> PyResult<usize> {
+        let rights = Rights::from_bits(rights);
         let count = if frame.len() < DETACHED_FRAME_BYTES {
-            self.core.on_client_frame(connection, frame, now_ms)
+            self.core.on_client_frame_as(connection, rights, frame, now_ms)
         } else {
-            py.detach(|| self.core.on_client_frame(connection, frame, now_ms))
+            py.detach(|| self.core.on_client_frame_as(connection, rights, frame, now_ms))
         };
         count.map_err(bad_frame)
     }

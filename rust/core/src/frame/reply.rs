@@ -47,8 +47,10 @@ pub mod status {
     pub const TOO_LARGE: u8 = 18;
     /// A handler touched a key of another routing key.
     pub const WRONG_ROUTING_KEY: u8 = 19;
+    /// The caller's role does not allow it; surely not applied.
+    pub const PERMISSION: u8 = 20;
     /// The highest status.
-    pub const MAX: u8 = WRONG_ROUTING_KEY;
+    pub const MAX: u8 = PERMISSION;
 
     /// Whether asking again, with the same token, may give another answer by itself.
     #[inline]

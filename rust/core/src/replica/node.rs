@@ -25,9 +25,11 @@ use crate::error::Result;
 use crate::frame::RequestFrame;
 use crate::frame::peer::{self, ChunkEntry, Message};
 use crate::frame::reply::status;
+use crate::gate::Rights;
 use crate::key::partition_of;
 use crate::limits::{EPOCH_MAX, PARTITIONS_MAX, SEQUENCE_MAX, check_size};
 use crate::record::Position;
+
 use crate::store::Quota;
 
 /// Wanted changes of the ownership table are repeated this often until the table shows them.
@@ -261,14 +263,32 @@ impl Node {
         self.partitions.iter().all(|partition| partition.lock().idle())
     }
 
-    /// Carry out one request frame; says how many operations it held. A bad frame changes nothing.
+    /// Carry out one request frame of a caller with every right; see [`Self::on_client_frame_as`].
     pub fn on_client_frame(&self, connection: u64, frame: &[u8], now_ms: u64) -> Result<usize> {
+        self.on_client_frame_as(connection, Rights::ALL, frame, now_ms)
+    }
+
+    /// Carry out one request frame; says how many operations it held. A bad frame changes nothing.
+    ///
+    /// An operation that the caller has no right to is answered with PERMISSION, the others of its
+    /// frame are carried out.
+    pub fn on_client_frame_as(
+        &self,
+        connection: u64,
+        rights: Rights,
+        frame: &[u8],
+        now_ms: u64,
+    ) -> Result<usize> {
         let frame = RequestFrame::decode(frame)?;
         let mut out = self.begin();
         let mut count = 0;
         for operation in frame.operations() {
             count += 1;
             let origin = Origin { connection, stream: frame.stream, number: operation.number };
+            if !rights.allow(operation.opcode) {
+                out.refuse(origin, status::PERMISSION, 0);
+                continue;
+            }
             let index = operation.partition().unwrap_or_else(|| self.partition_of(operation.key));
             match self.partition(index) {
                 Some(mut partition) => partition.execute(&operation, origin, now_ms, &mut out),

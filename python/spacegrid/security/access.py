@@ -1,0 +1,69 @@
+"""The table of every call and the roles that may make it. What is not in it is refused.
+
+Roles of tokens: read < write < admin. A node shows itself by its certificate and has a role of its
+own, which is none of these. `Data.Stream` and `Data.Exchange` carry operations of many kinds: there
+the right is checked once more for each operation (`rust/core/src/gate/rights.rs`), so a token that
+may only read gets PERMISSION for each put in its frames.
+
+A test compares the table with the services in `proto/`: a new call without a row fails it.
+"""
+
+from __future__ import annotations
+
+from enum import IntFlag, unique
+from typing import Final
+
+__all__ = ["METHODS", "ROLE_NAMES", "Role", "methods"]
+
+
+@unique
+class Role(IntFlag):
+    """What a caller is to the cluster; the bits are those of `rust/core/src/gate/rights.rs`."""
+
+    READ = 1
+    WRITE = 2
+    ADMIN = 4
+    NODE = 8
+    LOCAL = 16
+
+
+ROLE_NAMES: Final = ("read", "write", "admin")
+"""Roles that a token can have."""
+
+_READERS: Final = Role.READ | Role.WRITE | Role.ADMIN
+_WRITERS: Final = Role.WRITE | Role.ADMIN
+_NODES: Final = Role.NODE
+
+METHODS: Final[dict[str, dict[str, Role]]] = {
+    "spacegrid.v1.Data": {
+        "Open": _READERS,
+        "GetRoutes": _READERS,
+        "Stream": _READERS | _NODES,
+        "Exchange": _READERS,
+        "Get": _READERS,
+        "GetMany": _READERS,
+        "Put": _WRITERS,
+        "PutMany": _WRITERS,
+        "Delete": _WRITERS,
+    },
+    "spacegrid.v1.Units": {"Invoke": _WRITERS},
+    "spacegrid.v1.Peers": {"Link": _NODES, "RequestChanges": _NODES, "Drain": _NODES},
+    "spacegrid.v1.Coordinator": {"Join": _NODES, "Write": _NODES, "StopCluster": _NODES},
+    "spacegrid.v1.Admin": {
+        "Status": _READERS,
+        "Partitions": _READERS,
+        "Flush": _WRITERS,
+        "Stop": Role.ADMIN,
+    },
+    "grpc.health.v1.Health": {"Check": _READERS, "Watch": _READERS, "List": _READERS},
+}
+"""Service to call to the roles that may make it."""
+
+
+def methods() -> dict[str, int]:
+    """The table as the gate takes it: path of each call to bits of roles."""
+    return {
+        f"/{service}/{call}": int(roles)
+        for service, calls in METHODS.items()
+        for call, roles in calls.items()
+    }
