@@ -48,7 +48,13 @@ METHODS: Final[dict[str, dict[str, Role]]] = {
     },
     "spacegrid.v1.Units": {"Invoke": _WRITERS},
     "spacegrid.v1.Peers": {"Link": _NODES, "RequestChanges": _NODES, "Drain": _NODES},
-    "spacegrid.v1.Coordinator": {"Join": _NODES, "Write": _NODES, "StopCluster": _NODES},
+    "spacegrid.v1.Coordinator": {
+        "Join": _NODES,
+        "Write": _NODES,
+        "Campaign": _NODES,
+        "Confirm": _NODES,
+        "StopCluster": _NODES,
+    },
     "spacegrid.v1.Admin": {
         "Status": _READERS,
         "Partitions": _READERS,
