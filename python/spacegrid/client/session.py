@@ -55,8 +55,10 @@ SILENT_MS: Final = 1_000
 ROUTES_TIMEOUT_S: Final = 1.0
 ROUTES_ASKED_MAX: Final = 4
 """Nodes asked for routes at the same time."""
-REFRESH_DELAY_S: Final = (0.005, 0.5)
-"""First and longest pause between two questions for routes."""
+REFRESH_DELAY_S: Final = (0.005, 0.04, 0.5)
+"""First pause between two questions for routes, longest one while partitions may just be moving,
+and longest one when they have been asked for in vain for `REFRESH_EAGER_S`."""
+REFRESH_EAGER_S: Final = 3.0
 OPEN_PAUSE_S: Final = 0.05
 
 
@@ -414,6 +416,7 @@ class Session:
     async def _refresh_routes(self) -> None:
         """Ask until nothing is wanted; each question that brings nothing new waits longer."""
         asked = False
+        eager_until = monotonic_ms() + round(REFRESH_EAGER_S * 1000)
         while not asked or self._refresh_wanted or self.core.wants_routes():
             asked = True
             self._refresh_wanted = False
@@ -426,7 +429,9 @@ class Session:
                 self._refresh_delay_s = REFRESH_DELAY_S[0]
             else:
                 await asyncio.sleep(self._refresh_delay_s)
-                self._refresh_delay_s = min(self._refresh_delay_s * 2, REFRESH_DELAY_S[1])
+                _, eager_s, longest_s = REFRESH_DELAY_S
+                most_s = eager_s if monotonic_ms() < eager_until else longest_s
+                self._refresh_delay_s = min(self._refresh_delay_s * 2, most_s)
         self._refresh_delay_s = REFRESH_DELAY_S[0]
 
     async def _ask_routes(self) -> Routes | None:

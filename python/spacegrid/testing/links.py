@@ -38,6 +38,7 @@ class FaultLinks:
         self._targets: dict[str, str] = {}
         self._addresses: dict[tuple[str, str], str] = {}
         self._gates: dict[tuple[str, str], asyncio.Event] = {}
+        self._passed: dict[tuple[str, str], int] = {}
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
@@ -93,6 +94,10 @@ class FaultLinks:
     def cuts(self) -> list[tuple[str, str]]:
         """The directions that are cut."""
         return [link for link, gate in self._gates.items() if not gate.is_set()]
+
+    def node_bytes(self) -> int:
+        """Bytes that have passed between nodes, in all directions."""
+        return sum(count for link, count in self._passed.items() if COORDINATOR not in link)
 
     def close(self) -> None:
         """End every connection and the thread."""
@@ -164,11 +169,29 @@ class FaultLinks:
             )
             writers.append(far_writer)
             await _first_end(
-                (_pump(reader, far_writer, there), _pump(far_reader, writer, back)),
+                (
+                    self._pump(reader, far_writer, (source, target)),
+                    self._pump(far_reader, writer, (target, source)),
+                ),
             )
         finally:
             for each in writers:
                 each.close()
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: tuple[str, str]
+    ) -> None:
+        gate = self._gates[link]
+        with contextlib.suppress(OSError):
+            while True:
+                piece = await reader.read(PIECE_BYTES)
+                # What was read when the gate closed waits here, and so does the stream's end.
+                await gate.wait()
+                if not piece:
+                    return
+                self._passed[link] = self._passed.get(link, 0) + len(piece)
+                writer.write(piece)
+                await writer.drain()
 
     async def _shut(self) -> None:
         for server in self._servers:
@@ -176,20 +199,6 @@ class FaultLinks:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-async def _pump(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event
-) -> None:
-    with contextlib.suppress(OSError):
-        while True:
-            piece = await reader.read(PIECE_BYTES)
-            # What was read when the gate closed waits here, and so does the end of the stream.
-            await gate.wait()
-            if not piece:
-                return
-            writer.write(piece)
-            await writer.drain()
 
 
 async def _first_end(pumps: Sequence[Coroutine[Any, Any, None]]) -> None:
