@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help setup build demo test test-rust test-python chaos wheel fmt lint types proto bench bench-peers ci clean
+.PHONY: help setup build demo test test-rust test-python chaos failover wheel fmt lint types proto bench bench-peers ci clean
 
 help: ## explain the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ test-python: build wheel build/protovenv/stamp ## unit, property, cluster, sink,
 chaos: build ## break a real cluster under load and check every answer: CYCLES=n SEED=s NEMESIS=a,b
 	.venv/bin/spacegrid chaos --cycles $(or $(CYCLES),10) $(if $(SEED),--seed $(SEED)) \
 		$(if $(NEMESIS),--nemesis $(NEMESIS)) --report build/reports/chaos.json
+
+failover: build ## measure how long clients wait when nodes fail, leave or are busy: CYCLES=n ONLY=a,b LOAD=1GB
+	$(PY) -m spacegrid.testing.failover --cycles $(or $(CYCLES),10) $(if $(ONLY),--only $(ONLY)) \
+		$(if $(LOAD),--load-bytes $(LOAD)) --report build/reports/failover.json
 
 wheel: build/wheels/stamp ## the wheel, as users get it
 build/wheels/stamp: build/build.stamp $(shell find python -name '*.py' -o -name '*.pyi')

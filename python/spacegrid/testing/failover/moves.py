@@ -32,7 +32,8 @@ class Load:
         self.pauses: dict[int, float] = {}
         self.sums: dict[int, int] = dict.fromkeys(stage.keys, 0)
         self._stage = stage
-        self._counters = stage.grid.map("sums", key=str, value=int)
+        stage.serial += 1
+        self._counters = stage.grid.map(f"sums-{stage.serial}", key=str, value=int)
         self._tasks = [asyncio.create_task(self._run(p, key)) for p, key in stage.keys.items()]
 
     def reset(self) -> dict[int, float]:
