@@ -36,7 +36,7 @@ test: test-rust test-python ## everything: Rust tests, Python tests, the wheel i
 test-rust: ## the core's own tests
 	cargo test --workspace --quiet --exclude spacegrid-py
 
-test-python: build wheel build/protovenv/stamp ## unit, property, cluster, sink, wheel tests
+test-python: build wheel build/protovenv/stamp build/etcd/stamp ## unit, property, cluster, sink, wheel tests
 	$(PY) -m pytest $(PYTEST_ARGS)
 
 chaos: build ## break a real cluster under load and check every answer: CYCLES=n SEED=s NEMESIS=a,b
@@ -51,6 +51,10 @@ wheel: build/wheels/stamp ## the wheel, as users get it
 build/wheels/stamp: build/build.stamp $(shell find python -name '*.py' -o -name '*.pyi')
 	rm -rf build/wheels
 	.venv/bin/maturin build --release --quiet --out build/wheels
+	touch $@
+
+build/etcd/stamp: tools/etcd.sh
+	tools/etcd.sh
 	touch $@
 
 build/protovenv/stamp: tools/proto-constraints.txt tools/proto.sh
