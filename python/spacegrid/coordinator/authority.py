@@ -14,15 +14,12 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from spacegrid.coordinator import ControllerChanged, WriteResult
+from spacegrid.coordinator import ControllerChanged, WriteResult, rules
 from spacegrid.coordinator.view import View
 from spacegrid.errors import ProtocolError
-from spacegrid.machine.table import CopyStore, PartitionEntry, Registration, Table
+from spacegrid.machine.table import PartitionEntry, Registration, Table
 
-__all__ = ["NODES_MAX", "Authority", "AuthorityState"]
-
-#: Nodes that may be registered at one time.
-NODES_MAX = 1_000
+__all__ = ["Authority", "AuthorityState"]
 
 
 class AuthorityState(msgspec.Struct, frozen=True):
@@ -111,7 +108,7 @@ class Authority:
             return registration
         if self.stopping:
             raise ProtocolError("the cluster is stopping\nhint: start again once it has stopped")
-        self._check_new(registration)
+        rules.check_new(self.state.registrations, registration)
         state = self.state
         registration = msgspec.structs.replace(registration, incarnation=state.next_incarnation)
         self._change(
@@ -136,10 +133,7 @@ class Authority:
         state = self.state
         table = state.table
         if crashed and any(store.copy == incarnation for store in table.stores):
-            stores = tuple(
-                msgspec.structs.replace(store, crashed=True) if store.copy == incarnation else store
-                for store in table.stores
-            )
+            stores = rules.crash_stores(table.stores, incarnation)
             table = msgspec.structs.replace(table, stores=stores)
         self._change(
             msgspec.structs.replace(
@@ -196,18 +190,7 @@ class Authority:
         if self.stopping or term != self.state.term or expected_revision != table.revision:
             return WriteResult(False, table.revision)
         changed = list(entries)
-        for entry in changed:
-            if entry.partition >= table.partition_count:
-                raise ProtocolError(
-                    f"partition {entry.partition} is over {table.partition_count - 1}"
-                )
-            if entry.version <= table.entries[entry.partition].version:
-                raise ProtocolError(
-                    f"partition {entry.partition} has version "
-                    f"{table.entries[entry.partition].version}, {entry.version} is not after it"
-                )
-        table = table.apply(table.revision + 1, changed, stopped=False)
-        table = msgspec.structs.replace(table, stores=self._stores_of(table))
+        table = rules.written(table, changed, self.state.registrations)
         self._change(
             msgspec.structs.replace(self.state, table=table),
             tuple(entry.partition for entry in changed),
@@ -227,40 +210,12 @@ class Authority:
             )
         )
 
-    def _check_new(self, registration: Registration) -> None:
-        if len(self.state.registrations) >= NODES_MAX:
-            raise ProtocolError(f"{NODES_MAX} nodes are registered, which is the limit")
-        for other in self.state.registrations:
-            if other.name == registration.name:
-                raise ProtocolError(
-                    f"node name {registration.name!r} is in use by process {other.pid}"
-                )
-            if registration.store and other.store == registration.store:
-                raise ProtocolError(
-                    f"store {registration.store.hex()} is in use by node {other.name!r}"
-                )
-
     def _with_registration(self, registration: Registration) -> AuthorityState:
         registrations = tuple(
             registration if item.incarnation == registration.incarnation else item
             for item in self.state.registrations
         )
         return msgspec.structs.replace(self.state, registrations=registrations)
-
-    def _stores_of(self, table: Table) -> tuple[CopyStore, ...]:
-        """The stores of all copies that the table names: what is known of them stays known."""
-        known = {item.copy: item for item in table.stores}
-        for registration in self.state.registrations:
-            if registration.store and registration.incarnation not in known:
-                known[registration.incarnation] = CopyStore(
-                    registration.incarnation, registration.store
-                )
-        named: set[int] = set()
-        for entry in table.entries:
-            named.update(entry.in_sync)
-            if entry.former or entry.joining or entry.tails:
-                named.update(entry.members(), entry.former)
-        return tuple(known[copy] for copy in sorted(named) if copy in known)
 
     def _change(self, state: AuthorityState, changed: tuple[int, ...] = ()) -> None:
         """Save, then tell everyone what is different."""
