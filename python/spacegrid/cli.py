@@ -22,12 +22,13 @@ from spacegrid.cli_output import EXIT_FAILED, EXIT_NOTHING, Json
 from spacegrid.cli_output import errors as _errors
 from spacegrid.cli_output import json_text as _json_text
 from spacegrid.cli_output import print_document as _print
-from spacegrid.config import ADDRESS_DEFAULT, COORDINATOR_SCHEME, PARTITIONS_DEFAULT
+from spacegrid.config import ADDRESS_DEFAULT, COORDINATOR_SCHEME, ETCD_SCHEMES, PARTITIONS_DEFAULT
 from spacegrid.errors import ConfigError
 
 if TYPE_CHECKING:
     from spacegrid.config import NodeConfig
     from spacegrid.coordinator import Coordinator
+    from spacegrid.coordinator.etcd import EtcdOptions
     from spacegrid.node.daemon import Daemon
 
 WATCH_PARENT: Final = "SPACEGRID_STOP_WITH_PARENT"
@@ -85,7 +86,19 @@ def node(
         str | None, typer.Option(help=f"Loopback host:port; default {ADDRESS_DEFAULT}.")
     ] = None,
     coordinator: Annotated[
-        str | None, typer.Option(help="local://host:port; without it the node is alone.")
+        str | None,
+        typer.Option(
+            help="local://host:port or etcd://host:port,.../SPACE; without it the node is alone."
+        ),
+    ] = None,
+    etcd_ca: Annotated[
+        Path | None, typer.Option(help="Certificates that etcd's are checked with (etcds://).")
+    ] = None,
+    etcd_cert: Annotated[Path | None, typer.Option(help="Own certificate for etcd.")] = None,
+    etcd_key: Annotated[Path | None, typer.Option(help="Its private key.")] = None,
+    etcd_user: Annotated[str | None, typer.Option(help="User name in etcd.")] = None,
+    etcd_password_file: Annotated[
+        Path | None, typer.Option(help="File of that user's password.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder for all the node keeps.")] = None,
     unit: Annotated[
@@ -101,12 +114,15 @@ def node(
     log_memory: Annotated[
         str | None, typer.Option(help="Memory for records that copies and sinks still need.")
     ] = None,
-    partitions: Annotated[int | None, typer.Option(help="Of a lone node's space.")] = None,
-    copies: Annotated[
-        int | None, typer.Option(help="Copies that a lone node's space wants.")
+    partitions: Annotated[
+        int | None, typer.Option(help="Of a space that this node creates: alone, or first in etcd.")
     ] = None,
+    copies: Annotated[int | None, typer.Option(help="Copies that such a space wants.")] = None,
     min_in_sync: Annotated[
-        int | None, typer.Option(help="Copies that must hold a write in a lone node's space.")
+        int | None, typer.Option(help="Copies that must hold a write in such a space.")
+    ] = None,
+    nodes: Annotated[
+        int | None, typer.Option(help="Nodes that a space in etcd waits for before it places.")
     ] = None,
     pump_batch: Annotated[
         int | None, typer.Option(help="Records per batch to SQL at most.")
@@ -136,6 +152,11 @@ def node(
                 "name": name,
                 "listen": listen,
                 "coordinator": coordinator,
+                "etcd_ca": etcd_ca,
+                "etcd_cert": etcd_cert,
+                "etcd_key": etcd_key,
+                "etcd_user": etcd_user,
+                "etcd_password_file": etcd_password_file,
                 "data": data,
                 "units": unit or None,
                 "sql": sql,
@@ -145,6 +166,7 @@ def node(
                 "partitions": partitions,
                 "copies": copies,
                 "min_in_sync": min_in_sync,
+                "nodes": nodes,
                 "pump_batch_records": pump_batch,
                 "pump_interval_s": pump_interval,
                 "via": via or None,
@@ -177,6 +199,10 @@ def _serve(settings: NodeConfig, json: bool) -> int:
 
 
 def _coordinator(settings: NodeConfig) -> Coordinator:
+    if settings.coordinator.startswith(ETCD_SCHEMES):
+        from spacegrid.coordinator.etcd import EtcdCoordinator, EtcdOptions, SpaceSettings
+
+        return EtcdCoordinator(EtcdOptions.of(settings), SpaceSettings.of(settings))
     if settings.coordinator:
         from spacegrid.coordinator.local import LocalCoordinator
 
@@ -249,10 +275,18 @@ def up(
     min_in_sync: Annotated[
         int, typer.Option(help="Copies that must hold a write; 0: the smaller of copies and 2.")
     ] = 0,
+    coordinator: Annotated[
+        str, typer.Option(help="etcd://host:port,.../SPACE; without it a local one is started.")
+    ] = "",
     fresh: Annotated[bool, typer.Option(help="Begin anew: what is in --data is deleted.")] = False,
     json: Json = False,
 ) -> None:
-    """Run a cluster on this machine until Ctrl-C, which stops it with all data flushed."""
+    """Run a cluster on this machine until Ctrl-C, which stops it with all data flushed.
+
+    With --coordinator the table is in etcd; certificates and user for it come from the environment
+    (SPACEGRID_ETCD_CA and so on). --fresh removes the space in etcd too.
+    """
+    from spacegrid.coordinator.etcd import remove_space
     from spacegrid.node.processes import ClusterSettings
     from spacegrid.node.up import run
 
@@ -267,8 +301,40 @@ def up(
             partitions=partitions,
             copies=2 if copies is None else copies,
             min_in_sync=min_in_sync,
+            coordinator=coordinator,
         )
+        if coordinator:
+            options = _etcd(coordinator)
+            if fresh:
+                remove_space(options)
         raise typer.Exit(run(settings, fresh=fresh, json=json))
+
+
+@app.command()
+def etcd_restored(
+    coordinator: Annotated[str, typer.Option(help="etcd://host:port,.../SPACE.")],
+    json: Json = False,
+) -> None:
+    """Say that etcd was restored from a backup, so that nodes may start from it.
+
+    Only while no node of the space runs. Every registration in the backup has ended after it, and
+    numbers that may have been given since are skipped. Certificates and user for etcd come from the
+    environment (SPACEGRID_ETCD_CA and so on).
+    """
+    from spacegrid.coordinator.etcd import accept_restored
+
+    with _errors(json):
+        accept_restored(_etcd(coordinator))
+        _print({"restored": coordinator}, json, lambda: "nodes may start")
+
+
+def _etcd(coordinator: str) -> EtcdOptions:
+    """Options of etcd from its address and the environment."""
+    from spacegrid.config import load, split_etcd
+    from spacegrid.coordinator.etcd import EtcdOptions
+
+    split_etcd(coordinator)
+    return EtcdOptions.of(load({"coordinator": coordinator}))
 
 
 # ---- data

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-__all__ = ["monotonic_ms", "monotonic_s", "now_ms"]
+__all__ = ["boottime_ms", "monotonic_ms", "monotonic_s", "now_ms"]
 
 
 def now_ms() -> int:
@@ -25,3 +25,8 @@ def monotonic_s() -> float:
 def monotonic_ms() -> int:
     """Milliseconds of the monotonic clock, for deadlines."""
     return time.monotonic_ns() // 1_000_000
+
+
+def boottime_ms() -> int:
+    """Milliseconds of the clock that goes on while the machine sleeps, for leases."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000

@@ -15,7 +15,7 @@ import re
 import socket
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,9 +23,12 @@ from spacegrid.errors import ConfigError
 
 ADDRESS_DEFAULT: Final = "127.0.0.1:7700"
 COORDINATOR_SCHEME: Final = "local://"
+ETCD_SCHEMES: Final = ("etcd://", "etcds://")
+ETCD_SPACE_DEFAULT: Final = "default"
 PARTITIONS_DEFAULT: Final = 1024
 PARTITIONS_MAX: Final = 65_535
 COPIES_MAX: Final = 7
+NODES_MAX: Final = 1_000
 NAME_BYTES_MAX: Final = 255
 BATCH_RECORDS_MAX: Final = 10_000
 INTERVAL_S_MAX: Final = 3600.0
@@ -44,17 +47,25 @@ class NodeConfig:
     Attributes:
         name: Node name, unique in the cluster; empty: `node-` and the port.
         listen: host:port to listen on; port 0 takes a free one. Loopback only.
-        coordinator: `local://host:port`; empty: a lone node, its own authority.
+        coordinator: `local://host:port`, or `etcd://host:port[,host:port...][/SPACE]` (`etcds://`:
+            over TLS); empty: a lone node, its own authority.
+        etcd_ca: File of the certificates that etcd's are checked with; none: the system's.
+        etcd_cert: File of this node's own certificate for etcd.
+        etcd_key: File of its private key.
+        etcd_user: User name in etcd; empty: none.
+        etcd_password_file: File of that user's password.
         data: Folder for everything the node keeps on disk; none: nothing is kept.
         units: Processing units to install, each `module:Class`.
         sql: URL of the shared SQL sink; empty: none.
         lmdb: Whether every copy is also kept in LMDB under `data`; only with `data`.
         quota_bytes: Memory for entries and records; 0: no quota.
         log_bytes: Memory for the records that copies and sinks still need.
-        partitions: Partition count of a lone node; a cluster's is the coordinator's.
-        copies: Copies wanted by a lone node.
+        partitions: Partition count of a space that this node creates: alone, or as the first in
+            etcd. Every other space has its own.
+        copies: Copies wanted in a space that this node creates.
         min_in_sync: Copies that must hold a write before it is acknowledged; 0: the smaller of
             `copies` and 2.
+        nodes: Nodes that a space created in etcd waits for before its first placement; 0: `copies`.
         pump_batch_records: Records in one batch to a sink at most.
         pump_interval_s: Seconds a sink may lag behind before a batch that is not full is written.
         switch_interval_s: Seconds the interpreter lets a thread run on while another waits.
@@ -63,11 +74,17 @@ class NodeConfig:
             way of tests to put a fault proxy onto one directed link.
         log_level: debug, info, warning or error.
         log_format: console or json.
+        given: Names of the settings that were given, as opposed to left at their defaults.
     """
 
     name: str = ""
     listen: str = ADDRESS_DEFAULT
     coordinator: str = ""
+    etcd_ca: Path | None = None
+    etcd_cert: Path | None = None
+    etcd_key: Path | None = None
+    etcd_user: str = ""
+    etcd_password_file: Path | None = None
     data: Path | None = None
     units: tuple[str, ...] = ()
     sql: str = ""
@@ -77,6 +94,7 @@ class NodeConfig:
     partitions: int = PARTITIONS_DEFAULT
     copies: int = 2
     min_in_sync: int = 0
+    nodes: int = 0
     pump_batch_records: int = 1000
     pump_interval_s: float = 5.0
     switch_interval_s: float = 0.0001
@@ -84,6 +102,7 @@ class NodeConfig:
     via: tuple[str, ...] = ()
     log_level: str = "info"
     log_format: str = "console"
+    given: frozenset[str] = frozenset()
 
     @property
     def listen_host(self) -> str:
@@ -116,6 +135,31 @@ def split_address(address: str) -> tuple[str, int]:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
         raise ConfigError(f"address {address!r} is not host:port with a port of at most 65535")
     return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+def split_etcd(address: str) -> tuple[bool, tuple[str, ...], str]:
+    """Split ``etcd://host:port[,host:port...][/SPACE]``.
+
+    Returns:
+        Whether etcd is reached over TLS, the members' addresses, and the name of the space in it.
+
+    Raises:
+        ConfigError: It is something else, or the space's name is no name.
+    """
+    scheme, _, rest = address.partition("://")
+    members, slash, space = rest.partition("/")
+    if scheme not in ("etcd", "etcds") or not members:
+        raise ConfigError(f"coordinator {address!r} is not etcd://host:port[,host:port...][/SPACE]")
+    if not slash:
+        space = ETCD_SPACE_DEFAULT
+    if not _NAME.match(space) or len(space) > NAME_BYTES_MAX:
+        raise ConfigError(
+            f"space {space!r} in {address!r} is not 1 to {NAME_BYTES_MAX} letters, digits, dots, "
+            "dashes and underscores"
+        )
+    for member in members.split(","):
+        split_address(member)
+    return scheme == "etcds", tuple(members.split(",")), space
 
 
 def is_loopback(host: str) -> bool:
@@ -191,6 +235,10 @@ def _words(value: Any) -> tuple[str, ...]:
 
 
 _PARSERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "etcd_ca": _path,
+    "etcd_cert": _path,
+    "etcd_key": _path,
+    "etcd_password_file": _path,
     "data": _path,
     "units": _words,
     "via": _words,
@@ -200,12 +248,13 @@ _PARSERS: Final[dict[str, Callable[[Any], Any]]] = {
     "partitions": _number,
     "copies": _number,
     "min_in_sync": _number,
+    "nodes": _number,
     "pump_batch_records": _number,
     "pump_interval_s": _seconds,
     "switch_interval_s": _seconds,
     "drain_timeout_s": _seconds,
 }
-_NAMES: Final = tuple(f.name for f in fields(NodeConfig))
+_NAMES: Final = tuple(f.name for f in fields(NodeConfig) if f.name != "given")
 
 
 def load(
@@ -240,7 +289,7 @@ def load(
     for name, value in flags.items():
         if value is not None:
             values[name] = _parsed(name, value, "--" + name.replace("_", "-"))
-    return check(NodeConfig(**values))
+    return check(NodeConfig(**values, given=frozenset(values)))
 
 
 def check(config: NodeConfig) -> NodeConfig:
@@ -256,15 +305,20 @@ def check(config: NodeConfig) -> NodeConfig:
             "refuses addresses that others can reach\nhint: listen on 127.0.0.1:PORT"
         )
     if not config.name:
-        config = _replace(config, name=f"node-{port}" if port else f"node-{os.getpid()}")
+        config = replace(config, name=f"node-{port}" if port else f"node-{os.getpid()}")
     if not _NAME.match(config.name) or len(config.name.encode()) > NAME_BYTES_MAX:
         raise ConfigError(
             f"node name {config.name!r} is not 1 to {NAME_BYTES_MAX} letters, digits, dots, "
             "dashes and underscores"
         )
-    if config.coordinator:
+    if config.coordinator.startswith(ETCD_SCHEMES):
+        _check_etcd(config)
+    elif config.coordinator:
         if not config.coordinator.startswith(COORDINATOR_SCHEME):
-            raise ConfigError(f"coordinator {config.coordinator!r} is not local://host:port")
+            raise ConfigError(
+                f"coordinator {config.coordinator!r} is neither local://host:port nor "
+                "etcd://host:port[,host:port...][/SPACE]"
+            )
         split_address(config.coordinator.removeprefix(COORDINATOR_SCHEME))
     for unit in config.units:
         module, colon, name = unit.partition(":")
@@ -278,6 +332,7 @@ def check(config: NodeConfig) -> NodeConfig:
     _within("partitions", config.partitions, 1, PARTITIONS_MAX)
     _within("copies", config.copies, 1, COPIES_MAX)
     _within("min_in_sync", config.min_in_sync, 0, config.copies)
+    _within("nodes", config.nodes, 0, NODES_MAX)
     _within("quota_bytes", config.quota_bytes, 0, 1 << 50)
     _within("log_bytes", config.log_bytes, 1 << 20, 1 << 40)
     _within("pump_batch_records", config.pump_batch_records, 1, BATCH_RECORDS_MAX)
@@ -289,8 +344,19 @@ def check(config: NodeConfig) -> NodeConfig:
     return config
 
 
-def _replace(config: NodeConfig, **changes: Any) -> NodeConfig:
-    return NodeConfig(**{name: getattr(config, name) for name in _NAMES} | changes)
+def _check_etcd(config: NodeConfig) -> None:
+    tls, _, _ = split_etcd(config.coordinator)
+    if not tls:
+        for name in ("etcd_ca", "etcd_cert", "etcd_key"):
+            if getattr(config, name) is not None:
+                raise ConfigError(
+                    f"{name} is {getattr(config, name)}, but {config.coordinator!r} is without TLS"
+                    "\nhint: use etcds://"
+                )
+    if (config.etcd_cert is None) != (config.etcd_key is None):
+        raise ConfigError("etcd_cert and etcd_key are given together or not at all")
+    if bool(config.etcd_user) != (config.etcd_password_file is not None):
+        raise ConfigError("etcd_user and etcd_password_file are given together or not at all")
 
 
 def _parsed(name: str, value: Any, source: str) -> Any:

@@ -3,7 +3,15 @@
 from pathlib import Path
 
 import pytest
-from spacegrid.config import NodeConfig, check, is_loopback, load, parse_size, split_address
+from spacegrid.config import (
+    NodeConfig,
+    check,
+    is_loopback,
+    load,
+    parse_size,
+    split_address,
+    split_etcd,
+)
 from spacegrid.errors import ConfigError
 
 
@@ -35,7 +43,11 @@ def test_a_node_without_a_name_is_called_by_its_port() -> None:
         ("listen", "192.0.2.1:7700", "not loopback"),
         ("listen", "7700", "host:port"),
         ("listen", "127.0.0.1:70000", "65535"),
-        ("coordinator", "etcd://127.0.0.1:2379", "local://host:port"),
+        ("coordinator", "zookeeper://127.0.0.1:2181", "local://host:port"),
+        ("coordinator", "etcd://127.0.0.1", "host:port"),
+        ("coordinator", "etcd://127.0.0.1:2379/a/b", "letters, digits"),
+        ("coordinator", "etcds://", "etcd://host:port"),
+        ("nodes", 1001, "allowed is 0 to 1000"),
         ("units", ["shop"], "module:Class"),
         ("partitions", 0, "allowed is 1 to 65535"),
         ("partitions", "many", "'many' is not a whole number"),
@@ -105,3 +117,28 @@ def test_other_addresses_of_nodes_are_read_and_checked() -> None:
     for wrong in ("node-2", "=127.0.0.1:9", "node-2=127.0.0.1"):
         with pytest.raises(ConfigError, match="host:port"):
             check(NodeConfig(via=(wrong,)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"etcd_ca": "ca.pem"}, "without TLS\nhint: use etcds://"),
+        ({"coordinator": "etcds://a:1", "etcd_key": "k"}, "etcd_cert and etcd_key"),
+        ({"etcd_user": "grid"}, "etcd_user and etcd_password_file"),
+    ],
+)
+def test_settings_for_etcd_that_do_not_go_together_are_refused(
+    settings: dict[str, str], says: str
+) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load({"coordinator": "etcd://127.0.0.1:2379", **settings}, environ={})
+
+
+def test_the_address_of_etcd_names_members_and_space() -> None:
+    assert split_etcd("etcd://a:1,b:2/shop") == (False, ("a:1", "b:2"), "shop")
+    assert split_etcd("etcds://a:1") == (True, ("a:1",), "default")
+
+
+def test_what_was_given_is_told_from_what_was_left() -> None:
+    settings = load({"copies": 2, "partitions": None}, environ={"SPACEGRID_NAME": "a"})
+    assert settings.given == {"copies", "name"}

@@ -1,8 +1,4 @@
-"""What every coordinator promises (docs/INVARIANTS.md, C1 to C7), asked of each implementation.
-
-`Cluster` is how a test makes nodes and ends them: in memory by a call, over gRPC by ending a real
-process whose pid the node registered with.
-"""
+"""What every coordinator promises (docs/INVARIANTS.md, C1 to C7), asked of each implementation."""
 
 from __future__ import annotations
 
@@ -11,11 +7,19 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from coordinator_clusters import (
+    EtcdSpace,
+    LocalCluster,
+    MemoryCluster,
+    placed,
+    small_table,
+)
+from etcd import Etcd
 from spacegrid.coordinator import (
     ControllerChanged,
     Coordinator,
@@ -23,122 +27,32 @@ from spacegrid.coordinator import (
     RegistrationsChanged,
     TableChanged,
 )
-from spacegrid.coordinator.authority import Authority, AuthorityState
+from spacegrid.coordinator.authority import AuthorityState
 from spacegrid.coordinator.durable import DurableFile
 from spacegrid.coordinator.local import LocalCoordinator
-from spacegrid.coordinator.local_server import LocalServer, main, open_state
-from spacegrid.coordinator.memory import MemoryCoordinator, open_authority
+from spacegrid.coordinator.local_server import main, open_state
 from spacegrid.errors import ConfigError, ProtocolError
-from spacegrid.machine.table import (
-    PartitionEntry,
-    Registration,
-    State,
-    StoredPartition,
-    Table,
-    new_table,
-)
+from spacegrid.machine.table import Registration, StoredPartition
 
-LIFE = bytes(range(16))
+Cluster = MemoryCluster | LocalCluster | EtcdSpace
 
 
-def small_table() -> Table:
-    return new_table(LIFE, partition_count=4, copies=2, min_in_sync=1)
+@pytest.fixture(scope="module")
+def etcd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Etcd]:
+    with Etcd(tmp_path_factory.mktemp("etcd")) as etcd:
+        yield etcd
 
 
-def placed(partition: int, primary: int, version: int = 1) -> PartitionEntry:
-    return PartitionEntry(
-        partition, epoch=1, version=version, state=State.OK, primary=primary, in_sync=(primary,)
-    )
-
-
-class MemoryCluster:
-    def __init__(self, folder: Path) -> None:
-        self.file = DurableFile(folder / "coordinator")
-        self.authority = open_authority(small_table(), self.file)
-        self.nodes: list[MemoryCoordinator] = []
-
-    async def start(self) -> None:
-        pass
-
-    async def restart(self) -> None:
-        """The coordinator begins again from its file, with its nodes gone."""
-        self.authority = open_authority(small_table(), self.file)
-
-    async def node(self, name: str, **fields: object) -> Coordinator:
-        node = MemoryCoordinator(self.authority)
-        await node.join(Registration(name=name, **fields))  # type: ignore[arg-type]
-        self.nodes.append(node)
-        return node
-
-    async def kill(self, node: Coordinator) -> None:
-        assert isinstance(node, MemoryCoordinator)
-        node.kill()
-
-    async def stop(self) -> None:
-        self.file.close()
-
-
-def start_process() -> subprocess.Popen[bytes]:
-    """Something that lives until it is killed, to register with its pid."""
-    return subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-
-
-class LocalCluster:
-    def __init__(self, folder: Path) -> None:
-        self.file = DurableFile(folder / "coordinator")
-        self.server = self._server()
-        self.address = ""
-        self.nodes: list[LocalCoordinator] = []
-        self.processes: dict[int, subprocess.Popen[bytes]] = {}
-
-    def _server(self) -> LocalServer:
-        state = self.file.load() or AuthorityState(small_table())
-        return LocalServer(Authority(state, self.file.save))
-
-    async def start(self) -> None:
-        self.address = await self.server.start(self.address or "127.0.0.1:0")
-
-    async def restart(self) -> None:
-        await self.server.stop()
-        for node in self.nodes:
-            await node._shut()
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
-        self.server = self._server()
-        await self.start()
-
-    async def node(self, name: str, **fields: object) -> Coordinator:
-        process = start_process()
-        self.processes[process.pid] = process
-        node = LocalCoordinator(self.address)
-        self.nodes.append(node)
-        await node.join(Registration(name=name, pid=process.pid, **fields))  # type: ignore[arg-type]
-        return node
-
-    async def kill(self, node: Coordinator) -> None:
-        process = self.processes[node.registration.pid]
-        process.kill()
-        process.wait()
-
-    async def stop(self) -> None:
-        for node in self.nodes:
-            await node.close()
-        await self.server.stop()
-        for process in self.processes.values():
-            process.kill()
-            process.wait()
-            assert process.stdin is not None
-            process.stdin.close()
-        self.file.close()
-
-
-Cluster = MemoryCluster | LocalCluster
-
-
-@pytest.fixture(params=[MemoryCluster, LocalCluster], ids=["memory", "local"])
+@pytest.fixture(params=["memory", "local", "etcd"])
 async def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cluster]:
-    cluster: Cluster = request.param(tmp_path)
+    cluster: Cluster
+    match request.param:
+        case "memory":
+            cluster = MemoryCluster(tmp_path)
+        case "local":
+            cluster = LocalCluster(tmp_path)
+        case _:
+            cluster = EtcdSpace(request.getfixturevalue("etcd"))
     await cluster.start()
     try:
         yield cluster
@@ -184,7 +98,7 @@ async def test_incarnations_and_terms_go_on_after_a_restart(cluster: Cluster) ->
 
 async def test_join_tells_table_registrations_and_controller(cluster: Cluster) -> None:
     node = await cluster.node("a", address="127.0.0.1:7", store=bytes(16))
-    assert node.table == small_table()
+    assert node.table == msgspec.structs.replace(small_table(), life=node.table.life)
     assert node.registrations == (node.registration,)
     assert node.registration.address == "127.0.0.1:7"
     assert node.controller == ControllerChanged(0, 0)

@@ -27,7 +27,7 @@ machine/.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 import msgspec
 
@@ -35,6 +35,7 @@ from spacegrid.machine.events import ControllerChanged, RegistrationsChanged
 from spacegrid.machine.table import PartitionEntry, Registration, Table
 
 __all__ = [
+    "REGISTERED_FOR_EVER",
     "ControllerChanged",
     "Coordinator",
     "CoordinatorEvent",
@@ -43,6 +44,10 @@ __all__ = [
     "TableChanged",
     "WriteResult",
 ]
+
+
+#: `Coordinator.registered_until_ms` where nothing but the end of the process ends a registration.
+REGISTERED_FOR_EVER: Final = 1 << 62
 
 
 class TableChanged(msgspec.Struct, frozen=True):
@@ -100,6 +105,15 @@ class Coordinator(Protocol):
     @property
     def controller(self) -> ControllerChanged:
         """Who may write the table, when last heard."""
+
+    @property
+    def registered_until_ms(self) -> int:
+        """Until when this node may believe that it is registered, by `clock.boottime_ms`.
+
+        It serves nothing after that, whatever lease it has: others may take its end as certain. It
+        moves on by itself while the coordinator answers; `REGISTERED_FOR_EVER` where the end of the
+        process is what ends the registration. 0 before `join` and once it has ended.
+        """
 
     async def join(self, registration: Registration) -> Registration:
         """Register this node and keep the registration alive until `close`.

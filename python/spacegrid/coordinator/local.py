@@ -14,7 +14,12 @@ from collections.abc import AsyncIterator, Callable, Iterable
 import grpc
 import msgspec
 
-from spacegrid.coordinator import ControllerChanged, CoordinatorEvent, WriteResult
+from spacegrid.coordinator import (
+    REGISTERED_FOR_EVER,
+    ControllerChanged,
+    CoordinatorEvent,
+    WriteResult,
+)
 from spacegrid.coordinator.local_server import CHANNEL_OPTIONS, PROTOCOL_VERSION
 from spacegrid.coordinator.view import View
 from spacegrid.errors import ConnectionFailed, InvariantViolation, ProtocolError
@@ -81,6 +86,11 @@ class LocalCoordinator:
     def controller(self) -> ControllerChanged:
         """Who may write the table, when last heard."""
         return self._view.controller
+
+    @property
+    def registered_until_ms(self) -> int:
+        """For ever: the end of the process is what ends the registration."""
+        return REGISTERED_FOR_EVER if self.registration.incarnation and not self._view.closed else 0
 
     async def join(self, registration: Registration) -> Registration:
         """Register the node and keep it registered; see `Coordinator.join`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable
 
 from spacegrid.coordinator import (
+    REGISTERED_FOR_EVER,
     ControllerChanged,
     CoordinatorEvent,
     WriteResult,
@@ -84,6 +85,11 @@ class MemoryCoordinator:
     def controller(self) -> ControllerChanged:
         """Who may write the table."""
         return self._view.controller
+
+    @property
+    def registered_until_ms(self) -> int:
+        """For ever: the end of the process is what ends the registration."""
+        return REGISTERED_FOR_EVER if self.registration.incarnation and not self._view.closed else 0
 
     async def join(self, registration: Registration) -> Registration:
         """Register the node; see `Coordinator.join`."""

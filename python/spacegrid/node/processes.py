@@ -1,4 +1,4 @@
-"""A cluster as processes of this machine: a local coordinator and N nodes.
+"""A cluster as processes of this machine: N nodes, and a local coordinator unless etcd is it.
 
 `spacegrid up`, the demo and the test kit all start theirs here, each node by the very command that
 a person would type. A child reports on stdout, with one line of JSON, that it is ready; its log
@@ -194,6 +194,7 @@ class ClusterSettings:
         partitions: Partition count, fixed at the first start.
         copies: Copies wanted of each partition.
         min_in_sync: Copies that must hold a write; 0: the smaller of `copies` and 2.
+        coordinator: `etcd://...`: the table is there; empty: a local coordinator is started.
         arguments: Further arguments of every node.
         environment: Added to the children's environment.
         python: Interpreter for the children; None: this process's own.
@@ -209,6 +210,7 @@ class ClusterSettings:
     partitions: int = 1024
     copies: int = 2
     min_in_sync: int = 0
+    coordinator: str = ""
     arguments: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     python: Path | str | None = None
@@ -220,7 +222,7 @@ class ClusterProcesses:
 
     Attributes:
         settings: What it was started with.
-        coordinator: The coordinator's process, once started.
+        coordinator: The local coordinator's process, once started.
         nodes: Node name to process, dead ones included until they are restarted.
     """
 
@@ -232,7 +234,8 @@ class ClusterProcesses:
     def start(self) -> None:
         """Start the coordinator, then all nodes at once, and wait until each says it is ready."""
         try:
-            self.start_coordinator()
+            if not self.settings.coordinator:
+                self.start_coordinator()
             names = [f"node-{n}" for n in range(1, self.settings.nodes + 1)]
             for index, name in enumerate(names):
                 port = self.settings.port + index if self.settings.port else 0
@@ -329,14 +332,13 @@ class ClusterProcesses:
         return self.settings.data / name
 
     def _spawn(self, name: str, port: int) -> Child:
-        assert self.coordinator is not None
         s = self.settings
         command = [
             "node",
             "--name", name,
             "--listen", f"127.0.0.1:{port}",
-            "--coordinator", f"local://{self.coordinator.address}",
             "--data", str(self.data_folder(name)),
+            *self._coordinator_arguments(),
         ]  # fmt: skip
         for unit in s.units:
             command += ["--unit", unit]
@@ -350,6 +352,19 @@ class ClusterProcesses:
     def arguments_of(self, name: str) -> Sequence[str]:
         """Further arguments of one node's command line; they win over those of all."""
         return ()
+
+    def _coordinator_arguments(self) -> list[str]:
+        """Where the coordinator is; in etcd the first node creates the space."""
+        s = self.settings
+        if self.coordinator is not None:
+            return ["--coordinator", f"local://{self.coordinator.address}"]
+        return [
+            "--coordinator", s.coordinator,
+            "--partitions", str(s.partitions),
+            "--copies", str(s.copies),
+            "--min-in-sync", str(s.min_in_sync),
+            "--nodes", str(s.nodes),
+        ]  # fmt: skip
 
     def _start(self, name: str, command: list[str]) -> Child:
         s = self.settings

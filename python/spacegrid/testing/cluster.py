@@ -47,6 +47,7 @@ class LocalCluster(ClusterProcesses):
         partitions: Partition count; few, so that tests are quick.
         copies: Copies wanted of each partition.
         min_in_sync: Copies that must hold a write; 0: the smaller of `copies` and 2.
+        coordinator: `etcd://...`: the table is there; empty: a local coordinator is started.
         arguments: Further arguments of every node's command line.
         environment: Added to the processes' environment.
         python: Interpreter of the processes; None: this one.
@@ -66,6 +67,7 @@ class LocalCluster(ClusterProcesses):
         partitions: int = PARTITIONS_DEFAULT,
         copies: int = 2,
         min_in_sync: int = 0,
+        coordinator: str = "",
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         python: Path | str | None = None,
@@ -85,6 +87,7 @@ class LocalCluster(ClusterProcesses):
                 partitions=partitions,
                 copies=copies,
                 min_in_sync=min_in_sync,
+                coordinator=coordinator,
                 arguments=arguments,
                 environment=environment or {},
                 python=python,
