@@ -61,8 +61,10 @@ class EtcdMember:
         self.process.wait()
 
     def pause(self) -> None:
+        """Stop it with SIGSTOP; it has stopped when this returns."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         assert self.process is not None

@@ -212,9 +212,10 @@ class EtcdClient:
         stream: WatchStream = member.watch(metadata=metadata)
         return stream
 
-    def next_member(self) -> None:
-        """Ask another member first from now on."""
-        self._members.append(self._members.pop(0))
+    def ask_last(self, member: Member) -> None:
+        """Ask a member only after all others, until it answers before them."""
+        self._members.remove(member)
+        self._members.append(member)
 
     async def close(self) -> None:
         """Close every channel."""
@@ -224,13 +225,12 @@ class EtcdClient:
     # ---- how members are asked
 
     async def _first(self, call: Callable[[Member, _Metadata], Awaitable[R]]) -> R:
-        """Ask the first member; where it does not answer, the next is the first after that."""
+        """Ask the first member; where it does not answer, it is asked last after that."""
         member = self._members[0]
         try:
             return await self._ask(member, call)
         except ConnectionFailed:
-            if self._members[0] is member:
-                self.next_member()
+            self.ask_last(member)
             raise
 
     async def _hedged(

@@ -74,6 +74,7 @@ class EtcdCoordinator:
         self._process_start = 0
         self._space: Space | None = None
         self._keeper: Keeper | None = None
+        self._watcher: Watcher | None = None
         self._tasks: list[asyncio.Task[None]] = []
 
     # ---- what is known
@@ -130,7 +131,7 @@ class EtcdCoordinator:
             await self._shut()
             raise
         self._tell(None)
-        watcher = Watcher(self._space, self._tell, self._end)
+        watcher = self._watcher = Watcher(self._space, self._tell, self._end)
         self._keeper = Keeper(
             self._space, watcher, self._times, self.registration.incarnation, lease, self._end
         )

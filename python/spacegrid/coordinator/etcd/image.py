@@ -156,12 +156,15 @@ class Image:
         return news
 
     def wrote(self, operations: Iterable[api.RequestOp], revision: int) -> News:
-        """Take an own transaction that was carried out; the watch goes on where it was."""
+        """Take an own transaction that was carried out; the watch goes on where it was.
+
+        Deletions of ranges are left to the watch.
+        """
         news = News()
         for operation in operations:
             if operation.WhichOneof("request") == "put":
                 self._put(operation.put.key, operation.put.value, revision, news)
-            elif operation.WhichOneof("request") == "delete_range":
+            elif not operation.delete_range.range_end:
                 self._delete(operation.delete_range.key, revision, news)
         return news
 

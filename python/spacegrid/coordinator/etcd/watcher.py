@@ -19,7 +19,7 @@ import grpc.aio
 
 from spacegrid import clock
 from spacegrid.coordinator.etcd import api_pb2 as api
-from spacegrid.coordinator.etcd.client import WatchStream, failure
+from spacegrid.coordinator.etcd.client import Member, WatchStream, failure
 from spacegrid.coordinator.etcd.image import News
 from spacegrid.coordinator.etcd.space import LOAD_S, Space
 from spacegrid.errors import ConnectionFailed, ProtocolError
@@ -27,9 +27,9 @@ from spacegrid.errors import ConnectionFailed, ProtocolError
 __all__ = ["Watcher"]
 
 #: Seconds between two questions for a sign of life.
-PACE_S: Final = 0.5
+PACE_S: Final = 0.2
 #: Seconds of silence, or of being behind, after which another member is asked.
-SILENCE_S: Final = 1.5
+SILENCE_S: Final = 0.7
 RETRY_FIRST_S: Final = 0.02
 RETRY_MAX_S: Final = 0.5
 
@@ -65,12 +65,13 @@ class Watcher:
         """Watch until cancelled, or until what etcd has can't be."""
         wait_s = RETRY_FIRST_S
         while True:
+            member = self._space.client.members[0]
             try:
                 if self._compacted:
                     await self._space.load(LOAD_S)
                     self._compacted = False
                     self._tell(None)
-                if await self._follow():
+                if await self._follow(member):
                     wait_s = RETRY_FIRST_S
             except ConnectionFailed:
                 pass
@@ -78,14 +79,13 @@ class Watcher:
                 self._refused(str(error))
                 return
             if not self._compacted:
-                self._space.client.next_member()
+                self._space.client.ask_last(member)
                 await asyncio.sleep(wait_s)
                 wait_s = min(wait_s * 2, RETRY_MAX_S)
 
-    async def _follow(self) -> bool:
+    async def _follow(self, member: Member) -> bool:
         """One stream from its request to its end; whether anything came."""
         space = self._space
-        member = space.client.members[0]
         stream = await space.client.watch(member)
         self._heard_s = clock.monotonic_s()
         self._behind_since_s = None
