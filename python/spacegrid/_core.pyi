@@ -1,6 +1,7 @@
 """The compiled core: hash ring, store, replicated log, batch frames, replica protocol."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self, TypeAlias, final
 
 __version__: str
@@ -304,6 +305,98 @@ class Effects:
     def changes(self) -> list[ChangeRequest]:
         """Changes of the ownership table to ask the controller for; repeated until the table shows
         them."""
+
+@final
+class Net:
+    """The port of a node, its links to others, and the effects of its core, on a thread of their
+    own.
+
+    Frames of clients and of other nodes never touch Python. Every other call goes on, as it is, to
+    the server behind. Thread-safe.
+    """
+
+    def __new__(cls, listen: str, upstream: str | Path) -> Self:
+        """Bind host:port and start the thread.
+
+        Args:
+            listen: host:port; port 0 takes any free one.
+            upstream: Unix socket on which the server behind listens; its name may be removed once
+                this returns.
+
+        Raises:
+            OSError: The address can't be bound, or nobody listens on the socket.
+        """
+
+    @property
+    def port(self) -> int:
+        """The port that is bound."""
+
+    def fileno(self) -> int:
+        """File descriptor that is readable when there is something to take()."""
+
+    def join(self, node: Node, cluster_id: bytes, name: str, incarnation: int) -> None:
+        """The node has joined its cluster: carry out its effects and let it tick, from now on.
+
+        Raises:
+            RuntimeError: One has already.
+        """
+
+    def set_serving(self, serving: bool) -> None:
+        """Let frames of clients and other nodes in, or refuse them (UNAVAILABLE)."""
+
+    def link(self, peers: list[tuple[str, str, int]]) -> None:
+        """Link to exactly these nodes: (name, address, incarnation) each; this one is left out."""
+
+    def wake(self) -> None:
+        """There may be effects: somebody has called the node. Costs one system call at most."""
+
+    def open_local(self) -> int:
+        """Number a connection inside this process; its replies come with take()."""
+
+    def take(self) -> tuple[Effects | None, list[tuple[str, str]], str | None]:
+        """Take what waits for Python: effects without peer frames, lines for the log as (level,
+        text), and the words of a panic that ended the thread."""
+
+    def close(self) -> None:
+        """Close port and links and end the thread; replies that are there still leave."""
+
+@final
+class FrameLink:
+    """A client's link to one node (Data.Stream), without the socket.
+
+    Whoever owns the socket hands in what came from it and sends what output() returns, after each
+    call. Nothing here waits. Thread-safe.
+    """
+
+    def __new__(cls, address: str, cluster_id: bytes) -> Self:
+        """Begin a link; the first output opens it, and frames may be sent at once.
+
+        Args:
+            address: host:port of the node, for the call's head only.
+            cluster_id: The cluster expected; empty for any.
+
+        Raises:
+            ValueError: The address is none.
+        """
+
+    def send(self, frame: bytes) -> None:
+        """Queue a request frame; dropped once the link is down."""
+
+    def receive(self, data: bytes) -> list[bytes]:
+        """Take bytes from the socket; the reply frames that are whole now."""
+
+    def receive_end(self) -> None:
+        """The socket has ended."""
+
+    def output(self) -> bytes:
+        """Bytes for the socket, as far as the node takes more; may be empty."""
+
+    def ping(self) -> bool:
+        """Ask for a sign of life. False: the last question has found no answer."""
+
+    @property
+    def down(self) -> str | None:
+        """Why the link has ended; None while it has not."""
 
 @final
 class Node:

@@ -1,8 +1,9 @@
 """The node daemon: one process, its grid loop, and its life from starting to stopped.
 
-The grid loop runs on the main thread and is alone in touching gRPC: servers, links to peers, the
-coordinator's stream, the node's own client and the core's effects. Units run on a thread of their
-own, each pump on another.
+The port, the links to other nodes and the core's effects are the net thread's (`front`, rust/net).
+The grid loop runs on the main thread and is alone in touching gRPC: the server behind the port,
+the coordinator's stream and the node's own client. Units run on a thread of their own, each pump on
+another.
 
 Over 500 lines in one room: every step of a life undoes one of another, in the opposite order.
 
@@ -23,7 +24,9 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import grpc.aio
@@ -44,13 +47,12 @@ from spacegrid.coordinator import (
 from spacegrid.errors import ConfigError, SpaceGridError
 from spacegrid.machine.table import Registration, core_entry
 from spacegrid.node.controller_runner import ControllerRunner
-from spacegrid.node.engine import Engine
+from spacegrid.node.front import Front, Peer
 from spacegrid.node.installed import declared_maps, load_units, route_arguments
 from spacegrid.node.internal import InternalClient
 from spacegrid.node.log import get_logger
 from spacegrid.node.no_units import NoUnits
 from spacegrid.node.options import server_options
-from spacegrid.node.peers import Peer, PeerLinks
 from spacegrid.node.servers.admin import AdminService
 from spacegrid.node.servers.data import DataService
 from spacegrid.node.servers.peers import PeersService
@@ -93,7 +95,7 @@ class Daemon:
         pumps: Label (lmdb, sql) to pump.
     """
 
-    engine: Engine
+    front: Front
     view: ClusterView
     controller: ControllerRunner
     internal: InternalClient
@@ -104,6 +106,7 @@ class Daemon:
         self.state = "starting"
         self.incarnation = 0
         self.serving = False
+        self.bound = False
         self.known = False
         self.pumps: dict[str, Pump] = {}
         self._coordinator = coordinator
@@ -111,7 +114,6 @@ class Daemon:
         self._routes = route_arguments(self._units)
         self._host: UnitHost | None = None
         self._store = NodeStore(config.data) if config.data and config.lmdb else None
-        self._links: PeerLinks | None = None
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
         self._registration = Registration(name=config.name)
@@ -130,8 +132,8 @@ class Daemon:
         Raises:
             SpaceGridError: It could not start.
         """
-        await self._bind()
         try:
+            await self._bind()
             await self._join()
             events = asyncio.get_running_loop().create_task(self._follow())
             await self._start_rest()
@@ -178,16 +180,21 @@ class Daemon:
         peers_pb2_grpc.add_PeersServicer_to_server(PeersService(self), server)
         admin_pb2_grpc.add_AdminServicer_to_server(AdminService(self), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        try:
-            port = server.add_insecure_port(self.config.listen)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"can't listen on {self.config.listen}: {error}\nhint: is another node there?"
-            ) from error
-        self.address = f"{self.config.listen_host}:{port}"
         self._server = server
         await self._set_health(False)
-        await server.start()
+        # The socket has a name only until the front has connected: nobody else ever does.
+        with tempfile.TemporaryDirectory(prefix="spacegrid-") as folder:
+            upstream = Path(folder) / "node"
+            server.add_insecure_port(f"unix:{upstream}")
+            await server.start()
+            try:
+                self.front = Front(self.config.listen, upstream, die)
+            except OSError as error:
+                raise ConfigError(
+                    f"can't listen on {self.config.listen}: {error}\nhint: is another node there?"
+                ) from error
+        self.bound = True
+        self.address = f"{self.config.listen_host}:{self.front.port}"
 
     async def _join(self) -> None:
         store = self._store
@@ -224,32 +231,29 @@ class Daemon:
             count = store.load_into(node, served)
             if store.stored:
                 _log.info("loaded from disk", partitions=len(store.stored), entries=count)
-        self.engine = Engine(node, die)
-        self.engine.start(asyncio.get_running_loop())
-        self._links = PeerLinks(self.config.name, self.incarnation, table.life, self.engine)
-        self.engine.peer_frame = self._links.frame
+        self.front.join(node, table.life, self.config.name, self.incarnation)
         self.controller = ControllerRunner(
             self._coordinator, self.config.name, self.incarnation, self.view, die
         )
-        self.engine.changes = self.controller.request_changes
+        self.front.changes = self.controller.request_changes
         self.internal = InternalClient(
             self.incarnation << 32 | 1,
             table.partition_count,
             table.life,
-            self.engine,
+            self.front,
             self._calls_done,
         )
         self.known = True
 
     async def _start_rest(self) -> None:
-        node, engine = self.engine.node, self.engine
+        node, front = self.front.node, self.front
         if self._units:
-            host = UnitHost(node, self._units, self.internal.submit_calls, engine.wake)
+            host = UnitHost(node, self._units, self.internal.submit_calls, front.wake)
             await asyncio.to_thread(host.start)
             self._host = host
-            engine.units = host
+            front.units = host
         else:
-            engine.units = NoUnits()
+            front.units = NoUnits()
         if self._store is not None and self._store.sink is not None:
             self._add_pump("lmdb", Pump(node, self._store.sink, name="local"))
         if self.config.sql:
@@ -270,11 +274,11 @@ class Daemon:
                     interval_s=self.config.pump_interval_s,
                 ),
             )
-        engine.pumps = tuple(self.pumps.values())
         self._warn_when_alone()
         # From here on the table may be applied: units and pumps are there for what it brings.
         self._apply(None)
         self.serving = True
+        self.front.serve(True)
         self.state = "ready"
         self._update_links()
         await self._set_health(True)
@@ -339,13 +343,13 @@ class Daemon:
         table = self.view.table
         entries = table.entries if changed is None else [table.entries[p] for p in changed]
         try:
-            self.engine.node.apply_table(
+            self.front.node.apply_table(
                 table.revision, [core_entry(entry) for entry in entries], clock.now_ms()
             )
         except BaseException as error:
             die(error)
         self._set_routes()
-        self.engine.soon()
+        self.front.wake()
 
     def _set_routes(self) -> None:
         table = self.view.table
@@ -358,11 +362,10 @@ class Daemon:
         self.internal.set_routes(table.revision, answering, addresses, self.incarnation)
 
     def _update_links(self) -> None:
-        if self._links is not None:
-            self._links.update(
-                Peer(r.name, self.view.peer_address(r), inc)
-                for inc, r in self.view.registrations.items()
-            )
+        self.front.link(
+            Peer(r.name, self.view.peer_address(r), inc)
+            for inc, r in self.view.registrations.items()
+        )
         self._set_routes()
 
     # ---- stop
@@ -374,9 +377,9 @@ class Daemon:
         _log.info("stopping", whole_cluster=self._cluster_stops)
         if not self._cluster_stops:
             await self._drain()
-        node = self.engine.node
+        node = self.front.node
         node.stop_all()
-        self.engine.soon()
+        self.front.wake()
         if not await self._until(node.idle, IDLE_TIMEOUT_S):
             _log.warning("requests were still open", seconds=IDLE_TIMEOUT_S)
         if self._host is not None:
@@ -385,7 +388,7 @@ class Daemon:
         for label, pump in self.pumps.items():
             if not await asyncio.to_thread(pump.stop, True, FLUSH_TIMEOUT_S):
                 _log.error("not everything could be written", sink=label, status=str(pump.status()))
-        self.engine.run_effects()
+        self.front.wake()
         with contextlib.suppress(SpaceGridError):
             self._registration = _changed(self._registration, stopped=True)
             await self._coordinator.update(self._registration)
@@ -441,11 +444,10 @@ class Daemon:
         self.serving = False
         self.state = "stopped"
         if self.known:
-            self.internal.close()
+            await self.internal.close()
             await self.controller.close()
-            if self._links is not None:
-                await self._links.close()
-            self.engine.stop()
+        if self.bound:
+            await self.front.close()
         if self._server is not None:
             await self._server.stop(SERVER_GRACE_S)
         if self._store is not None:

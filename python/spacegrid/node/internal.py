@@ -13,25 +13,19 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, TypeAlias
-
-import grpc.aio
+from typing import TYPE_CHECKING, Final
 
 from spacegrid import clock
 from spacegrid._core import Client, FrameError
 from spacegrid.limits import FRAME_WINDOW
-from spacegrid.node.engine import Engine
+from spacegrid.node.front import Front
 from spacegrid.node.log import get_logger
-from spacegrid.node.options import channel_options
-from spacegrid.transport.channel import PROTOCOL_VERSION
-from spacegrid.v1 import data_pb2, data_pb2_grpc
+from spacegrid.transport.link import StreamLink
 from spacegrid.wire.status import Status
 
 if TYPE_CHECKING:
     from spacegrid._core import Completion
     from spacegrid.unit import OutgoingCall
-
-    _Call: TypeAlias = grpc.aio.StreamStreamCall[data_pb2.Frame, data_pb2.Frame]
 
 LOCAL_SLOT: Final = 0
 
@@ -43,6 +37,7 @@ class InternalClient:
 
     Attributes:
         core: The request stream.
+        cluster_id: The cluster that other nodes must be of.
         calls_done: Takes finished calls of units: (call, status, value) each.
     """
 
@@ -51,16 +46,16 @@ class InternalClient:
         stream: int,
         partition_count: int,
         cluster_id: bytes,
-        engine: Engine,
+        front: Front,
         calls_done: Callable[[list[tuple[OutgoingCall, int, bytes]]], None],
     ) -> None:
         self.core = Client(stream, partition_count)
         self.core.set_frame_window(FRAME_WINDOW)
         self.calls_done = calls_done
-        self._cluster_id = cluster_id
-        self._engine = engine
+        self.cluster_id = cluster_id
+        self._front = front
         self._loop = asyncio.get_running_loop()
-        self._connection = engine.open_connection(self._local_reply)
+        self._connection = front.open_connection(self._local_reply)
         self._slots: dict[int, int] = {}
         self._links: dict[int, _RemoteLink] = {}
         self._submitted: deque[OutgoingCall] = deque()
@@ -127,13 +122,15 @@ class InternalClient:
             self.core.cancel(number)
             raise
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Drop links and timer; operations still open are never completed."""
-        self._engine.close_connection(self._connection)
+        self._front.close_connection(self._connection)
         if self._timer is not None:
             self._timer.cancel()
         for link in self._links.values():
             link.close()
+        for link in self._links.values():
+            await link.ended()
         self._links.clear()
 
     # ---- carrying it out
@@ -172,7 +169,7 @@ class InternalClient:
         self._complete(self.core.expire(now_ms))
         for slot, frame in self.core.take_frames(now_ms):
             if slot == LOCAL_SLOT:
-                self._engine.client_frame(self._connection, frame)
+                self._front.client_frame(self._connection, frame)
             elif (link := self._links.get(slot)) is not None:
                 link.send(frame)
             else:
@@ -215,64 +212,39 @@ class InternalClient:
         if calls:
             self.calls_done(calls)
 
-    @property
-    def hello(self) -> data_pb2.Hello:
-        """What this client says to other nodes."""
-        return data_pb2.Hello(protocol_version=PROTOCOL_VERSION, cluster_id=self._cluster_id)
-
 
 class _RemoteLink:
-    """The frame stream to one other node; connected while there is something to send."""
+    """The frame stream to one other node; connected from the first frame on."""
 
     def __init__(self, slot: int, address: str, client: InternalClient) -> None:
         self._slot = slot
         self._address = address
         self._client = client
-        self._queue: deque[bytes] = deque()
-        self._wake = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._stream: StreamLink | None = None
 
     def send(self, frame: bytes) -> None:
-        self._queue.append(frame)
-        self._wake.set()
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
+        if self._stream is None:
+            self._stream = StreamLink(
+                self._address, self._client.cluster_id, self._on_frame, self._on_down
+            )
+        self._stream.send(frame)
 
     def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        if self._stream is not None:
+            self._stream.close()
 
-    async def _run(self) -> None:
-        sent = False
-        reader: asyncio.Task[None] | None = None
-        channel = grpc.aio.insecure_channel(self._address, options=channel_options())
-        try:
-            call = data_pb2_grpc.DataStub(channel).Stream()
-            await call.write(data_pb2.Frame(hello=self._client.hello))
-            reader = asyncio.get_running_loop().create_task(self._read(call))
-            while not reader.done():
-                while self._queue:
-                    sent = True
-                    await call.write(data_pb2.Frame(data=self._queue.popleft()))
-                self._wake.clear()
-                if not self._queue:
-                    await self._wake.wait()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            _log.debug("stream broke", address=self._address, why=repr(error))
-        finally:
-            if reader is not None:
-                reader.cancel()
-            self._queue.clear()
-            self._task = None
-            self._client.disconnected(self._slot, sent=sent)
-            await channel.close()
+    async def ended(self) -> None:
+        if self._stream is not None:
+            await self._stream.ended()
 
-    async def _read(self, call: _Call) -> None:
+    def _on_frame(self, frame: bytes) -> None:
         try:
-            while isinstance(message := await call.read(), data_pb2.Frame):
-                if message.data:
-                    self._client.reply(self._slot, message.data)
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError, FrameError) as error:
-            _log.debug("stream broke", address=self._address, why=repr(error))
-        finally:
-            self._wake.set()
+            self._client.reply(self._slot, frame)
+        except FrameError as error:
+            self.close()
+            self._on_down(str(error), True)
+
+    def _on_down(self, reason: str, sent: bool) -> None:
+        _log.debug("stream broke", address=self._address, why=reason)
+        self._stream = None
+        self._client.disconnected(self._slot, sent=sent)

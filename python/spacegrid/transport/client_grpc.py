@@ -1,20 +1,15 @@
 """Clients over gRPC: one stream of frames per node for asyncio, one exchange per frame for threads.
 
-A link opens its channel, waits until it is connected, says hello, and then has one task that writes
-and one that reads. It fails fast: whoever uses it decides when to try again.
-
-Invariants: a link reports being down once; `sent` is False only if no frame was handed to gRPC.
-The asyncio half is used on one loop: gRPC's asyncio objects belong to the loop that made them.
+Frames of an asyncio client travel over links of our own (`link`), which speak the same proto; what
+is asked once (a request stream, routes) is a call of grpcio's. The asyncio half is used on one
+loop: gRPC's asyncio objects belong to the loop that made them.
 
 Who calls: client (through `base`'s protocols).
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import threading
-from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -31,11 +26,11 @@ from spacegrid.transport.base import (
     Routes,
 )
 from spacegrid.transport.channel import CHANNEL_OPTIONS, PROTOCOL_VERSION
+from spacegrid.transport.link import StreamLink
 from spacegrid.v1 import data_pb2, data_pb2_grpc
 
 __all__ = ["GrpcBlockingTransport", "GrpcClientTransport", "routes_of"]
 
-CONNECT_TIMEOUT_S: Final = 2.0
 _NEVER_SENT: Final = "failed to connect"
 """How gRPC begins the details of a call that found no connection to be sent on."""
 _TOO_LARGE: Final = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
@@ -77,93 +72,11 @@ def _error_of(address: str, error: grpc.RpcError) -> SpaceGridError:
 # --- asyncio --------------------------------------------------------------------------------------
 
 
-async def _connected(channel: grpc.aio.Channel) -> None:
-    """Wait for the first connection attempt; `channel_ready` would wait through failed ones."""
-    state = channel.get_state(try_to_connect=True)
-    while state is not grpc.ChannelConnectivity.READY:
-        if state in (
-            grpc.ChannelConnectivity.TRANSIENT_FAILURE,
-            grpc.ChannelConnectivity.SHUTDOWN,
-        ):
-            raise ConnectionError("nobody listens there")
-        await channel.wait_for_state_change(state)
-        state = channel.get_state(try_to_connect=True)
-
-
-class _GrpcLink:
-    """One stream to one node."""
-
-    def __init__(self, address: str, hello: data_pb2.Hello, on_frame: OnFrame, on_down: OnDown):
-        self._address = address
-        self._hello = hello
-        self._on_frame = on_frame
-        self._on_down = on_down
-        self._pending: deque[bytes] = deque()
-        self._wake = asyncio.Event()
-        self._sent = False
-        self._closed = False
-        self.task = asyncio.get_running_loop().create_task(self._run())
-
-    def send(self, frame: bytes) -> None:
-        """Queue a frame; dropped once the link is down."""
-        if not self._closed:
-            self._pending.append(frame)
-            self._wake.set()
-
-    def close(self) -> None:
-        """Drop the connection without a callback."""
-        self._closed = True
-        self._pending.clear()
-        self.task.cancel()
-
-    async def _run(self) -> None:
-        reason = "the node ended the stream"
-        channel = grpc.aio.insecure_channel(self._address, options=CHANNEL_OPTIONS)
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await _connected(channel)
-            call = data_pb2_grpc.DataStub(channel).Stream()
-            await call.write(data_pb2.Frame(hello=self._hello))
-            writer = asyncio.get_running_loop().create_task(self._write(call))
-            try:
-                await self._read(call)
-            finally:
-                writer.cancel()
-                with contextlib.suppress(asyncio.CancelledError, grpc.RpcError):
-                    await writer
-        except grpc.RpcError as error:
-            reason = f"{error.code().name}: {error.details()}"
-        except (OSError, TimeoutError, asyncio.InvalidStateError) as error:
-            reason = str(error) or "no connection in time"
-        finally:
-            await channel.close()
-        if not self._closed:
-            self._closed = True
-            self._pending.clear()
-            self._on_down(f"{self._address}: {reason}", self._sent)
-
-    async def _read(self, call: grpc.aio.StreamStreamCall[data_pb2.Frame, data_pb2.Frame]) -> None:
-        read, on_frame, eof = call.read, self._on_frame, grpc.aio.EOF
-        while (message := await read()) is not eof:
-            assert isinstance(message, data_pb2.Frame)
-            if (data := message.data) and not self._closed:
-                on_frame(data)
-
-    async def _write(self, call: grpc.aio.StreamStreamCall[data_pb2.Frame, data_pb2.Frame]) -> None:
-        pending, wake, write, message = self._pending, self._wake, call.write, data_pb2.Frame
-        while True:
-            while pending:
-                self._sent = True
-                await write(message(data=pending.popleft()))
-            wake.clear()
-            await wake.wait()
-
-
 class GrpcClientTransport:
     """gRPC for an asyncio client."""
 
     def __init__(self) -> None:
-        self._links: set[asyncio.Task[None]] = set()
+        self._links: list[StreamLink] = []
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def _stub(self, address: str) -> data_pb2_grpc.DataAsyncStub:
@@ -191,19 +104,20 @@ class GrpcClientTransport:
 
     def link(
         self, address: str, cluster_id: bytes, on_frame: OnFrame, on_down: OnDown
-    ) -> _GrpcLink:
+    ) -> StreamLink:
         """Begin to connect to a node; see `base.ClientTransport`."""
-        link = _GrpcLink(address, _hello(cluster_id), on_frame, on_down)
-        self._links.add(link.task)
-        link.task.add_done_callback(self._links.discard)
+        self._links = [link for link in self._links if not link.over]
+        link = StreamLink(address, cluster_id, on_frame, on_down)
+        self._links.append(link)
         return link
 
     async def close(self) -> None:
         """Let go of every channel and link."""
-        links = list(self._links)
-        for task in links:
-            task.cancel()
-        await asyncio.gather(*links, return_exceptions=True)
+        links, self._links = self._links, []
+        for link in links:
+            link.close()
+        for link in links:
+            await link.ended()
         for channel in self._channels.values():
             await channel.close()
         self._channels.clear()

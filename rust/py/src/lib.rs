@@ -11,6 +11,7 @@ mod errors;
 mod frames;
 mod gate;
 mod keys;
+mod net;
 mod node;
 mod ring;
 mod turn;
@@ -27,6 +28,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     frames::register(module)?;
     gate::register(module)?;
     keys::register(module)?;
+    net::register(module)?;
     node::register(module)?;
     ring::register(module)?;
     turn::register(module)?;

@@ -17,7 +17,8 @@ use spacegrid_core::gate::Rights;
 use spacegrid_core::limits::LOG_BYTES_DEFAULT;
 use spacegrid_core::record::{Change, Position, decode_checked};
 use spacegrid_core::replica::{
-    Config, LOCAL, Node as CoreNode, Ownership, Role, SHARED, State, TailCopy,
+    Config, Effects as CoreEffects, LOCAL, Node as CoreNode, Ownership, Role, SHARED, State,
+    TailCopy,
 };
 
 use crate::errors::{bad_frame, refused};
@@ -45,12 +46,40 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
 
 /// What the node wants done since the last `take_effects()`.
 #[pyclass(frozen, module = "spacegrid._core")]
-struct Effects {
+pub(crate) struct Effects {
     client_frames: Py<PyList>,
     peer_frames: Py<PyList>,
     turns: Py<PyList>,
     settled: Py<PyList>,
     changes: Py<PyList>,
+}
+
+impl Effects {
+    pub(crate) fn new(
+        py: Python<'_>,
+        core: &Arc<CoreNode>,
+        effects: CoreEffects,
+    ) -> PyResult<Self> {
+        let changes = effects.changes.iter().map(|change| {
+            let from = Position::unpack(change.from);
+            (
+                change.partition,
+                change.epoch,
+                change.version,
+                change.kind as u8,
+                change.copy,
+                from.epoch,
+                from.sequence,
+            )
+        });
+        Ok(Self {
+            client_frames: bytes_list(py, &effects.client_frames)?.unbind(),
+            peer_frames: bytes_list(py, &effects.peer_frames)?.unbind(),
+            turns: turns_to_list(py, core, effects.turns)?.unbind(),
+            settled: PyList::new(py, effects.settled)?.unbind(),
+            changes: PyList::new(py, changes)?.unbind(),
+        })
+    }
 }
 
 #[pymethods]
@@ -87,8 +116,8 @@ type StoredEntry<'py> = (String, u32, Bound<'py, PyBytes>, Bound<'py, PyBytes>, 
 
 /// The data plane of one node.
 #[pyclass(frozen, module = "spacegrid._core")]
-struct Node {
-    core: Arc<CoreNode>,
+pub(crate) struct Node {
+    pub(crate) core: Arc<CoreNode>,
 }
 
 fn ownership(entry: TableEntry) -> PyResult<(u32, Ownership)> {
@@ -263,25 +292,7 @@ impl Node {
     #[pyo3(signature = (peers = true))]
     fn take_effects(&self, py: Python<'_>, peers: bool) -> PyResult<Option<Effects>> {
         let Some(effects) = self.core.take_effects(peers) else { return Ok(None) };
-        let changes = effects.changes.iter().map(|change| {
-            let from = Position::unpack(change.from);
-            (
-                change.partition,
-                change.epoch,
-                change.version,
-                change.kind as u8,
-                change.copy,
-                from.epoch,
-                from.sequence,
-            )
-        });
-        Ok(Some(Effects {
-            client_frames: bytes_list(py, &effects.client_frames)?.unbind(),
-            peer_frames: bytes_list(py, &effects.peer_frames)?.unbind(),
-            turns: turns_to_list(py, &self.core, effects.turns)?.unbind(),
-            settled: PyList::new(py, effects.settled)?.unbind(),
-            changes: PyList::new(py, changes)?.unbind(),
-        }))
+        Effects::new(py, &self.core, effects).map(Some)
     }
 
     fn read<'py>(

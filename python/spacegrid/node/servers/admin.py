@@ -63,7 +63,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
 
     def _own_status(self, primaries: Any, copies: Any) -> admin_pb2.NodeStatus:
         daemon = self._daemon
-        core = daemon.engine.node.status()
+        core = daemon.front.node.status()
         return admin_pb2.NodeStatus(
             name=daemon.config.name,
             address=daemon.address,

@@ -1,7 +1,8 @@
-"""Data service: frame streams for clients of frames, unary calls for other languages.
+"""Data service: what is asked of a node in unary calls.
 
-Frames go to this node's core as they are. Unary calls go through the node's own client, which sends
-them to the partition's primary, here or one hop away. Runs on the grid loop.
+Streams of frames don't come here: the net thread answers them itself (rust/net). Unary calls go
+through the node's own client, which sends them to the partition's primary, here or one hop away.
+Runs on the grid loop.
 """
 
 from __future__ import annotations
@@ -12,19 +13,16 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import grpc
-import grpc.aio
 
 from spacegrid import errors, limits
 from spacegrid._core import FrameError
 from spacegrid.node.servers.answers import abort, failure, timeout_of, token_of
-from spacegrid.node.servers.streams import FrameConnection, exchange
+from spacegrid.node.servers.exchange import exchange
 from spacegrid.transport.channel import PROTOCOL_VERSION
 from spacegrid.v1 import data_pb2, data_pb2_grpc
 from spacegrid.wire.status import Status
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from spacegrid._core import Completion
     from spacegrid.node.daemon import Daemon
 
@@ -64,17 +62,9 @@ class DataService(data_pb2_grpc.DataServicer):
         await self._ready(context)
         return self._daemon.view.routes()
 
-    async def Stream(  # type: ignore[override]
-        self, request_iterator: AsyncIterator[data_pb2.Frame], context: Any
-    ) -> None:
-        """Frames both ways until the client ends the stream."""
-        first = await context.read()
-        if first is grpc.aio.EOF:
-            return
-        await self._check(first.hello, context)
-        # Headers at once: the client knows that it was let in before it has sent a request.
-        await context.send_initial_metadata(())
-        await FrameConnection(self._daemon.engine, context).run()
+    async def Stream(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        """Refuse: the port in front of this server answers it."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "frames are taken at the node's port")
 
     async def Exchange(self, request: data_pb2.Frame, context: Any) -> data_pb2.Frame:
         """One request frame, one reply frame with all its answers."""
@@ -82,7 +72,7 @@ class DataService(data_pb2_grpc.DataServicer):
             await self._check(request.hello, context)
         await self._ready(context)
         try:
-            reply = await exchange(self._daemon.engine, request.data)
+            reply = await exchange(self._daemon.front, request.data)
         except FrameError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except errors.TooLarge as error:

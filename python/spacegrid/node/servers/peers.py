@@ -1,8 +1,7 @@
-"""Peers service: frames of other nodes, and what they ask of the controller.
+"""Peers service: what other nodes ask of the controller.
 
-A Link carries the other node's frames to the core and answers with our own hello only. Invariants:
-a frame is taken only from a node of this cluster that means this incarnation of us; damaged bytes
-end the link. Runs on the grid loop.
+Their frames don't come here: the net thread answers Link itself (rust/net). Invariant: nothing is
+taken but from a node of this cluster that means this incarnation of us. Runs on the grid loop.
 """
 
 from __future__ import annotations
@@ -10,21 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import grpc
-import grpc.aio
 
-from spacegrid import clock
-from spacegrid._core import FrameError
-from spacegrid.node.log import get_logger
 from spacegrid.transport.channel import PROTOCOL_VERSION
 from spacegrid.v1 import peers_pb2, peers_pb2_grpc
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from spacegrid.node.daemon import Daemon
-
-
-_log = get_logger("peers")
 
 
 class PeersService(peers_pb2_grpc.PeersServicer):
@@ -33,37 +23,9 @@ class PeersService(peers_pb2_grpc.PeersServicer):
     def __init__(self, daemon: Daemon) -> None:
         self._daemon = daemon
 
-    async def Link(  # type: ignore[override]
-        self, request_iterator: AsyncIterator[peers_pb2.PeerFrame], context: Any
-    ) -> None:
-        """Take the frames of another node until it ends the link."""
-        first = await context.read()
-        if first is grpc.aio.EOF:
-            return
-        hello = first.hello
-        await self._check(hello, context)
-        daemon = self._daemon
-        engine = daemon.engine
-        mine = peers_pb2.PeerHello(
-            protocol_version=PROTOCOL_VERSION,
-            cluster_id=daemon.view.life,
-            node=daemon.config.name,
-            incarnation=daemon.incarnation,
-            receiver=hello.incarnation,
-        )
-        await context.write(peers_pb2.PeerFrame(hello=mine))
-        read, on_peer_frame, eof = context.read, engine.node.on_peer_frame, grpc.aio.EOF
-        sender = hello.incarnation
-        while (message := await read()) is not eof:
-            try:
-                on_peer_frame(sender, message.data, clock.now_ms())
-            except FrameError as error:
-                _log.error("damaged frame, link dropped", peer=hello.node, error=str(error))
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-            except BaseException as error:
-                engine.fatal(error)
-                raise
-            engine.soon()
+    async def Link(self, request_iterator: Any, context: Any) -> None:  # type: ignore[override]
+        """Refuse: the port in front of this server answers it."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "frames are taken at the node's port")
 
     async def RequestChanges(
         self, request: peers_pb2.ChangesRequest, context: Any

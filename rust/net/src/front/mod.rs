@@ -1,0 +1,257 @@
+//! A node's port: accepts connections, speaks HTTP/2, and sends each call where it belongs.
+//!
+//! The two calls that carry frames are answered here; every other one goes to the server behind.
+//! Nothing that a caller sends may do more than end its own call or connection: sizes are bounded
+//! before anything is allocated, and calls, connections and what waits for a slow reader have limits.
+
+mod acceptor;
+mod frames;
+mod peers;
+mod proxy;
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{Builder, SendResponse};
+use h2::{Reason, RecvStream};
+use http::{Method, Request};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+pub(crate) use self::acceptor::{Acceptor, Identity, Plain, Rights};
+pub(crate) use self::proxy::Upstream;
+use crate::grid::Grid;
+use crate::message::{Envelope, Messages};
+use crate::sending::Payload;
+use crate::status::{Code, Status};
+use crate::{LINK_PATH, STREAM_PATH};
+
+/// Connections at a time; more are closed at once.
+const CONNECTIONS_MAX: usize = 4096;
+/// Calls of one connection at a time.
+const CALLS_MAX: u32 = 1024;
+/// What one call may have sent that is not read yet.
+const CALL_WINDOW_BYTES: u32 = 1 << 20;
+/// What one connection may have sent that is not read yet.
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+/// Largest HTTP/2 frame: large values then come in few pieces.
+const HTTP_FRAME_BYTES_MAX: u32 = 256 << 10;
+/// Memory that small HTTP/2 frames may cost beyond their data before the connection is ended.
+const HTTP_FRAME_COST_BYTES_MAX: usize = 16 << 20;
+const HEADER_BYTES_MAX: u32 = 32 << 10;
+/// How long a new connection, or a new call that carries frames, may take to say who it is.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause when no connection can be accepted, as with too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// A node's port.
+pub(crate) struct Front {
+    grid: Rc<Grid>,
+    upstream: Upstream,
+    acceptor: Rc<dyn Acceptor>,
+    connections: Cell<usize>,
+    gone: Notify,
+}
+
+impl Front {
+    pub(crate) fn new(grid: Rc<Grid>, upstream: Upstream, acceptor: Rc<dyn Acceptor>) -> Rc<Self> {
+        Rc::new(Self { grid, upstream, acceptor, connections: Cell::new(0), gone: Notify::new() })
+    }
+
+    /// Accept connections until the task is ended.
+    pub(crate) async fn accept(self: Rc<Self>, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((socket, _)) if self.connections.get() < CONNECTIONS_MAX => {
+                    let place = Place::take(self.clone());
+                    self.grid.spawn(async move { place.0.serve(socket).await });
+                }
+                Ok(_) => {}
+                Err(_) => sleep(ACCEPT_PAUSE).await,
+            }
+        }
+    }
+
+    /// Wait until every connection has ended.
+    pub(crate) async fn empty(&self) {
+        while self.connections.get() > 0 {
+            self.gone.notified().await;
+        }
+    }
+
+    /// One connection. Why it ended is nobody's concern but its own side's.
+    async fn serve(&self, socket: TcpStream) {
+        let _ = self.try_serve(socket).await;
+    }
+
+    async fn try_serve(&self, socket: TcpStream) -> io::Result<()> {
+        socket.set_nodelay(true)?;
+        let opening = async {
+            let accepted = self.acceptor.accept(socket).await?;
+            let connection = Builder::new()
+                .max_concurrent_streams(CALLS_MAX)
+                .initial_window_size(CALL_WINDOW_BYTES)
+                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+                .max_frame_size(HTTP_FRAME_BYTES_MAX)
+                .max_header_list_size(HEADER_BYTES_MAX)
+                .data_frame_budget(HTTP_FRAME_COST_BYTES_MAX)
+                .handshake::<_, Payload>(accepted.stream)
+                .await
+                .map_err(io::Error::other)?;
+            let caller = Rc::new(Caller { identity: accepted.identity, rights: accepted.rights });
+            Ok::<_, io::Error>((connection, caller))
+        };
+        let (mut connection, caller) = timeout(HELLO_TIMEOUT, opening).await??;
+        let mut leaving = false;
+        loop {
+            if self.grid.is_closing() && !leaving {
+                leaving = true;
+                connection.graceful_shutdown();
+            }
+            let call = tokio::select! {
+                call = connection.accept() => call,
+                () = self.grid.closed.notified(), if !leaving => continue,
+            };
+            match call {
+                Some(Ok((request, respond))) => self.dispatch(request, respond, &caller),
+                Some(Err(error)) => return Err(io::Error::other(error)),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn dispatch(
+        &self,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Payload>,
+        caller: &Rc<Caller>,
+    ) {
+        let grid = self.grid.clone();
+        let rights = caller.rights;
+        let refused = |what| Status::new(Code::PermissionDenied, format!("{what} are not allowed"));
+        match request.uri().path() {
+            STREAM_PATH if request.method() == Method::POST => {
+                if !rights.frames {
+                    answer(&mut respond, &refused("frames of clients"));
+                    return;
+                }
+                self.grid.spawn(frames::serve(grid, request.into_body(), respond));
+            }
+            LINK_PATH if request.method() == Method::POST => {
+                if !rights.links {
+                    answer(&mut respond, &refused("links of nodes"));
+                    return;
+                }
+                self.grid.spawn(peers::serve(grid, request.into_body(), respond));
+            }
+            _ => {
+                let call = self.upstream.forward(request, respond, caller.clone());
+                self.grid.spawn(call);
+            }
+        }
+    }
+}
+
+/// Who is at the other end of a connection, and what it may do.
+struct Caller {
+    identity: Identity,
+    rights: Rights,
+}
+
+/// A connection's place among those at a time.
+struct Place(Rc<Front>);
+
+impl Place {
+    fn take(front: Rc<Front>) -> Self {
+        front.connections.set(front.connections.get() + 1);
+        Self(front)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+        self.0.gone.notify_one();
+    }
+}
+
+/// Answer a call with nothing but its end. A caller that is gone hears nothing.
+fn answer(respond: &mut SendResponse<Payload>, status: &Status) {
+    let _ = respond.send_response(status.response(), true);
+}
+
+/// The requests of one call.
+struct Requests {
+    body: RecvStream,
+    messages: Messages,
+}
+
+/// Why a call ends before its time.
+#[derive(Debug)]
+enum End {
+    /// With this status.
+    Status(Status),
+    /// The caller is gone.
+    Gone,
+}
+
+impl From<Status> for End {
+    fn from(status: Status) -> Self {
+        Self::Status(status)
+    }
+}
+
+impl Requests {
+    fn new(body: RecvStream, limit: usize) -> Self {
+        Self { body, messages: Messages::new(limit) }
+    }
+
+    /// The next message; `None`: there are no more.
+    fn poll_next(
+        &mut self,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<Option<Bytes>, End>> {
+        use std::task::{Poll, ready};
+        loop {
+            if let Some(message) = self.messages.take()? {
+                return Poll::Ready(Ok(Some(message)));
+            }
+            match ready!(self.body.poll_data(cx)) {
+                Some(Ok(chunk)) => {
+                    // What is read is never more than one message, so room is given back at once.
+                    let _ = self.body.flow_control().release_capacity(chunk.len());
+                    self.messages.push(chunk);
+                }
+                Some(Err(_)) => return Poll::Ready(Err(End::Gone)),
+                None if self.messages.is_whole() => return Poll::Ready(Ok(None)),
+                None => {
+                    let status = Status::new(Code::InvalidArgument, "the last message is cut");
+                    return Poll::Ready(Err(status.into()));
+                }
+            }
+        }
+    }
+
+    /// The first message, which has to come soon.
+    async fn first(&mut self) -> Result<Option<Envelope>, End> {
+        let next = std::future::poll_fn(|cx| self.poll_next(cx));
+        let Ok(message) = timeout(HELLO_TIMEOUT, next).await else {
+            return Err(Status::new(Code::DeadlineExceeded, "no hello came in time").into());
+        };
+        Ok(message?.map(Envelope::decode).transpose()?)
+    }
+}
+
+/// End a call whose head was sent.
+fn end(stream: &mut h2::SendStream<Payload>, end: &End) {
+    match end {
+        End::Status(status) => {
+            let _ = stream.send_trailers(status.trailers());
+        }
+        End::Gone => stream.send_reset(Reason::CANCEL),
+    }
+}

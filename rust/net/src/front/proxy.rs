@@ -1,0 +1,228 @@
+//! Every call that is not answered here goes to the server behind, and comes back as it is.
+//!
+//! One connection to that server carries all of them; it is opened with the port and lives as long.
+//! Heads, data, trailers and the end of either side pass through; data waits where the other side
+//! does not take it.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use h2::client::{Builder, SendRequest};
+use h2::server::SendResponse;
+use h2::{Reason, RecvStream, SendStream};
+use http::header::{CONNECTION, HOST, HeaderName};
+use http::uri::{PathAndQuery, Uri};
+use http::{HeaderMap, HeaderValue, Request, Version};
+use tokio::net::UnixStream;
+
+use super::{Caller, Identity, answer};
+use crate::grid::Grid;
+use crate::sending::{Payload, plain};
+use crate::status::{Code, Status};
+
+/// Calls on their way at one time, of all connections together.
+const CALLS_MAX: usize = 1024;
+/// What one call's answer may have sent that its caller has not taken.
+const CALL_WINDOW_BYTES: u32 = 256 << 10;
+/// Never the bound: the calls' own windows are.
+const CONNECTION_WINDOW_BYTES: u32 = 1 << 30;
+/// Headers that begin like this say who calls, and are only ever set here.
+const CALLER_PREFIX: &str = "spacegrid-caller-";
+
+/// The way to the server behind.
+#[derive(Clone)]
+pub(crate) struct Upstream {
+    send: SendRequest<Payload>,
+    calls: Rc<Cell<usize>>,
+}
+
+impl Upstream {
+    /// Speak HTTP/2 over a connected socket. When it ends, the node ends: nothing could be asked
+    /// of it any more.
+    pub(crate) async fn open(grid: &Rc<Grid>, socket: UnixStream) -> io::Result<Self> {
+        let (send, connection) = Builder::new()
+            .initial_window_size(CALL_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .enable_push(false)
+            .handshake(socket)
+            .await
+            .map_err(io::Error::other)?;
+        let shared = grid.clone();
+        grid.spawn(async move {
+            let ended = connection.await;
+            if !shared.is_closing() {
+                let why = format!("the server behind the port ended its connection: {ended:?}");
+                shared.shared.events.fail(&why);
+            }
+        });
+        Ok(Self { send, calls: Rc::default() })
+    }
+
+    /// Carry one call to its end.
+    pub(super) fn forward(
+        &self,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Payload>,
+        caller: Rc<Caller>,
+    ) -> impl Future<Output = ()> + 'static {
+        let upstream = self.clone();
+        async move {
+            if upstream.calls.get() >= CALLS_MAX {
+                let why = format!("{CALLS_MAX} calls are open on this node, which is the limit");
+                return answer(&mut respond, &Status::new(Code::ResourceExhausted, why));
+            }
+            let _place = Place::take(upstream.calls.clone());
+            let (head, body) = request.into_parts();
+            let Some(request) = head_for_upstream(&head, &caller.identity) else {
+                return answer(&mut respond, &Status::new(Code::Unimplemented, "no such call"));
+            };
+            let gone = upstream.exchange(request, body, &mut respond).await.is_err();
+            if gone {
+                respond.send_reset(Reason::CANCEL);
+            }
+        }
+    }
+
+    async fn exchange(
+        &self,
+        request: Request<()>,
+        body: RecvStream,
+        respond: &mut SendResponse<Payload>,
+    ) -> Result<(), h2::Error> {
+        let mut server = self.send.clone().ready().await?;
+        let (response, request_stream) = server.send_request(request, body.is_end_stream())?;
+        // Sending up goes on beside the answer, and ends with it.
+        let up = upload(body, request_stream);
+        let down = async {
+            let head = tokio::select! {
+                head = response => head?,
+                reason = std::future::poll_fn(|cx| respond.poll_reset(cx)) => {
+                    return Err(reason?.into());
+                }
+            };
+            let (head, mut answer) = head.into_parts();
+            let mut response = http::Response::new(());
+            *response.status_mut() = head.status;
+            *response.headers_mut() = head.headers;
+            let is_whole = answer.is_end_stream();
+            let mut stream = respond.send_response(response, is_whole)?;
+            if is_whole { Ok(()) } else { pump(&mut answer, &mut stream).await }
+        };
+        tokio::pin!(up, down);
+        tokio::select! {
+            done = &mut down => done,
+            sent = &mut up => { sent?; down.await }
+        }
+    }
+}
+
+async fn upload(mut body: RecvStream, mut stream: SendStream<Payload>) -> Result<(), h2::Error> {
+    if body.is_end_stream() {
+        return Ok(());
+    }
+    match pump(&mut body, &mut stream).await {
+        // The server behind has answered early and takes no more: its answer is what counts.
+        Err(error) if error.reason() == Some(Reason::NO_ERROR) => Ok(()),
+        other => other,
+    }
+}
+
+/// Carry data and trailers one way, until their end or that of either side.
+async fn pump(from: &mut RecvStream, to: &mut SendStream<Payload>) -> Result<(), h2::Error> {
+    loop {
+        let chunk = tokio::select! {
+            chunk = from.data() => chunk,
+            reason = std::future::poll_fn(|cx| to.poll_reset(cx)) => return Err(reason?.into()),
+        };
+        let Some(chunk) = chunk else { break };
+        let chunk = chunk?;
+        let size = chunk.len();
+        send_all(to, chunk).await?;
+        from.flow_control().release_capacity(size)?;
+    }
+    match from.trailers().await? {
+        Some(trailers) => to.send_trailers(trailers),
+        None => to.send_data(plain(Bytes::new()), true),
+    }
+}
+
+async fn send_all(to: &mut SendStream<Payload>, mut data: Bytes) -> Result<(), h2::Error> {
+    while !data.is_empty() {
+        to.reserve_capacity(data.len());
+        while to.capacity() == 0 {
+            let room = std::future::poll_fn(|cx| to.poll_capacity(cx)).await;
+            room.ok_or(Reason::CANCEL)??;
+        }
+        let size = to.capacity().min(data.len());
+        to.send_data(plain(data.split_to(size)), false)?;
+    }
+    Ok(())
+}
+
+/// The caller's head as the server behind gets it; `None`: it is no call.
+fn head_for_upstream(head: &http::request::Parts, identity: &Identity) -> Option<Request<()>> {
+    let path = head.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
+    let authority = head.uri.authority().map_or("localhost", |authority| authority.as_str());
+    let uri = Uri::builder().scheme("http").authority(authority).path_and_query(path).build();
+    let mut request = Request::new(());
+    *request.method_mut() = head.method.clone();
+    *request.uri_mut() = uri.ok()?;
+    *request.version_mut() = Version::HTTP_2;
+    *request.headers_mut() = headers_for_upstream(&head.headers, identity)?;
+    Some(request)
+}
+
+fn headers_for_upstream(headers: &HeaderMap, identity: &Identity) -> Option<HeaderMap> {
+    let is_passed = |name: &HeaderName| {
+        *name != HOST && *name != CONNECTION && !name.as_str().starts_with(CALLER_PREFIX)
+    };
+    let mut headers: HeaderMap = headers
+        .iter()
+        .filter(|(name, _)| is_passed(name))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    for (what, value) in [("kind", identity.kind), ("name", &identity.name)] {
+        let name = HeaderName::try_from(format!("{CALLER_PREFIX}{what}")).ok()?;
+        headers.insert(name, HeaderValue::from_str(value).ok()?);
+    }
+    Some(headers)
+}
+
+/// A call's place among those at a time.
+struct Place(Rc<Cell<usize>>);
+
+impl Place {
+    fn take(calls: Rc<Cell<usize>>) -> Self {
+        calls.set(calls.get() + 1);
+        Self(calls)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_calls_is_said_here_and_by_nobody_else() {
+        let mut outside = HeaderMap::new();
+        outside.append("spacegrid-caller-name", HeaderValue::from_static("root"));
+        outside.append("spacegrid-caller-roles", HeaderValue::from_static("admin"));
+        outside.append("host", HeaderValue::from_static("elsewhere"));
+        outside.append("grpc-timeout", HeaderValue::from_static("5S"));
+        let identity = Identity { kind: "certificate", name: "shop".into() };
+        let inside = headers_for_upstream(&outside, &identity).unwrap();
+        assert_eq!(inside.get_all("spacegrid-caller-name").iter().count(), 1);
+        assert_eq!(inside["spacegrid-caller-name"], "shop");
+        assert_eq!(inside["spacegrid-caller-kind"], "certificate");
+        assert_eq!(inside["grpc-timeout"], "5S");
+        assert_eq!(inside.len(), 3, "{inside:?}");
+    }
+}

@@ -1,0 +1,36 @@
+//! The sockets of spacegrid: a node's port, the links between nodes, and a client's link.
+//!
+//! A node has one [`Net`]: a thread of its own with one small runtime. It answers the two hot calls
+//! of the proto (`Data/Stream`, `Peers/Link`) from `spacegrid-core` itself, keeps the links to other
+//! nodes, and carries out what the core wants done; every other call goes on, unchanged, to the
+//! server behind it. What needs Python (turns, tickets, changes of the table) is left in [`Events`]
+//! for whoever reads them: nothing here waits for another thread.
+//!
+//! A client has one [`ClientLink`] per node: the same protocol without a socket, so that whoever owns
+//! the socket (an event loop, a thread) also owns the waiting.
+
+#![forbid(unsafe_code)]
+
+mod client;
+mod events;
+mod front;
+mod grid;
+mod links;
+mod message;
+mod net;
+mod sending;
+mod status;
+
+pub use client::ClientLink;
+pub use events::{Batch, Events, Note};
+pub use links::Peer;
+pub use message::{Envelope, Hello, Messages};
+pub use net::{Member, Net};
+pub use status::{Code, Status};
+
+/// Version of the frame layout and of the services; a hello with another one is refused.
+pub const PROTOCOL_VERSION: u64 = 1;
+/// Path of the call that carries a client's frames.
+pub const STREAM_PATH: &str = "/spacegrid.v1.Data/Stream";
+/// Path of the call that carries another node's frames.
+pub const LINK_PATH: &str = "/spacegrid.v1.Peers/Link";
