@@ -186,7 +186,6 @@ class EmbeddedNode:
             self._calls.start(self.routes())
         for pump in self._pumps:
             pump.start()
-        self.engine.pumps = tuple(self._pumps)
         if self._host is not None:
             self._host.start()
         self.engine.wake()

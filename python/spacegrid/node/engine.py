@@ -1,11 +1,11 @@
-"""The engine: the core node, the units beside it and the pumps behind it, without any socket.
+"""The engine of an embedded grid: the core node and the units beside it, without any socket.
 
 One place takes the core's effects (`run_effects`) and hands each kind to who carries it out: reply
-frames to connections, peer frames to links, turns and settled tickets to the unit host, change
-requests to the controller.
+frames to connections, turns and settled tickets to the unit host. A node of a cluster has its net
+thread for that (`front`). There are no other nodes here, and nobody to ask for changes.
 Invariants: effects are taken by one thread at a time and carried out in the order in which they
-    were taken; an error in here is a bug and goes to `fatal`, never past it. The daemon runs an
-    engine on its grid loop, the embedded grid on the caller's own.
+    were taken; an error in here is a bug and goes to `fatal`, never past it. It runs on the
+    caller's own loop, or in whoever calls.
 """
 
 from __future__ import annotations
@@ -13,22 +13,16 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from spacegrid import clock
 
 if TYPE_CHECKING:
-    from spacegrid._core import ChangeRequest, Node, Turn
-    from spacegrid.pump import Pump
+    from spacegrid._core import Node, Turn
 
 TICK_S: Final = 0.01
 """Time between two ticks of the core: commit positions, expiry, snapshot chunks."""
-
-PEER_FRAMES_AT_ONCE: Final = 16
-"""Times in one tick that frames for other nodes leave as soon as there is something in them."""
-PEER_PACE_S: Final = 0.001
-"""Time between two such times after that, so that more travels in one frame."""
 
 Deliver: TypeAlias = Callable[[bytes], None]
 """Takes one reply frame of a connection; must not block and must not raise."""
@@ -50,9 +44,6 @@ class Engine:
     Attributes:
         node: The core node. Thread-safe; after a call from another thread, `wake()`.
         units: The unit host; None: no units.
-        pumps: Data pumps, woken when there may be something to write.
-        peer_frame: Takes (copy, frame) for another node.
-        changes: Takes requests for changes of the ownership table.
         on_tick: Called on every tick, on the thread that ticks.
         fatal: Takes an error that must not be: the process or the grid ends.
     """
@@ -61,9 +52,6 @@ class Engine:
         self.node = node
         self.fatal = fatal
         self.units: Units | None = None
-        self.pumps: Sequence[Pump] = ()
-        self.peer_frame: Callable[[int, bytes], None] = _no_peer
-        self.changes: Callable[[list[ChangeRequest]], None] = _no_changes
         self.on_tick: Callable[[], None] | None = None
         self._deliver: dict[int, Deliver] = {}
         self._connections = itertools.count(1)
@@ -75,9 +63,6 @@ class Engine:
         self._woken = False
         self._ticker: asyncio.TimerHandle | threading.Thread | None = None
         self._closed = threading.Event()
-        self._peer_credit = PEER_FRAMES_AT_ONCE
-        self._peers_at = 0.0
-        self._paced = False
 
     # ---- life
 
@@ -169,48 +154,21 @@ class Engine:
                 return
             try:
                 self._again = False
-                peers = self._peers_due()
-                while (effects := self.node.take_effects(peers)) is not None:
+                while (effects := self.node.take_effects()) is not None:
                     if effects.turns and self.units is not None:
                         self.units.run(effects.turns)
-                    for copy, frame in effects.peer_frames:
-                        self.peer_frame(copy, frame)
                     for connection, frame in effects.client_frames:
                         deliver = self._deliver.get(connection)
                         if deliver is not None:
                             deliver(frame)
                     if effects.settled and self.units is not None:
                         self.units.settled(effects.settled)
-                    if effects.changes:
-                        self.changes(effects.changes)
             except BaseException as error:
                 self._closed.set()
                 self.fatal(error)
                 raise
             finally:
                 self._lock.release()
-
-    def _peers_due(self) -> bool:
-        """Whether what other nodes are owed leaves now; if not, a timer sees to it.
-
-        A few times a tick it leaves at once, so that one request waits for nobody. Under load a
-        frame costs more than what is in it, and it leaves once a millisecond.
-        """
-        if self._loop is None:
-            return True
-        now = self._loop.time()
-        if self._peer_credit > 0 or now - self._peers_at >= PEER_PACE_S:
-            self._peer_credit -= 1
-            self._peers_at = now
-            return True
-        if not self._paced:
-            self._paced = True
-            self._loop.call_at(self._peers_at + PEER_PACE_S, self._pace)
-        return False
-
-    def _pace(self) -> None:
-        self._paced = False
-        self.run_effects()
 
     def _tick(self) -> None:
         assert self._loop is not None
@@ -224,7 +182,6 @@ class Engine:
             self._step()
 
     def _step(self) -> None:
-        self._peer_credit = PEER_FRAMES_AT_ONCE
         try:
             self.node.tick(clock.now_ms())
             if self.on_tick is not None:
@@ -234,11 +191,3 @@ class Engine:
             self.fatal(error)
             raise
         self.run_effects()
-
-
-def _no_peer(_copy: int, _frame: bytes) -> None:
-    """Drop a frame for another node: there is none."""
-
-
-def _no_changes(_changes: list[ChangeRequest]) -> None:
-    """Drop requests for changes: nobody else owns anything."""

@@ -13,7 +13,7 @@ Who calls: `client_grpc` for clients, the node's own client.
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import Final, cast
 
 from spacegrid._core import FrameLink
 from spacegrid.config import split_address
@@ -105,13 +105,13 @@ class StreamLink(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Open the stream, and send what was queued meanwhile."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports are asyncio's by what they do, not by their class.
+        self._transport = cast("asyncio.Transport", transport)
         if self._over:
-            transport.abort()
+            self._transport.abort()
             return
         self._sent = self._queued
-        transport.write(self._core.output())
+        self._transport.write(self._core.output())
         self._ping = self._loop.call_later(PING_S, self._keep_alive)
 
     def data_received(self, data: bytes) -> None:
