@@ -88,10 +88,8 @@ def call(
         stream = channel.stream_stream(
             path, request_serializer=lambda m: m, response_deserializer=lambda m: m
         )(requests(), timeout=10)
-        try:
+        with contextlib.suppress(grpc.RpcError):
             answers.extend(stream)
-        except grpc.RpcError:
-            pass
         done.set()
         return stream.code(), stream.details(), answers
 
