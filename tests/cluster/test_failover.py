@@ -86,7 +86,7 @@ def test_no_acknowledged_write_is_lost_when_a_node_is_killed(
     assert max(w.slowest_s for w in writers) < 10
 
 
-def test_counters_are_applied_once_however_often_they_are_sent(
+def test_f23_counters_are_applied_once_however_often_they_are_sent(
     start_cluster: Callable[..., LocalCluster],
 ) -> None:
     cluster = start_cluster(nodes=3)
@@ -121,7 +121,7 @@ def test_counters_are_applied_once_however_often_they_are_sent(
         }
 
 
-def test_a_cluster_that_lost_every_copy_says_so(
+def test_f05_a_cluster_that_lost_every_copy_says_so(
     start_cluster: Callable[..., LocalCluster],
 ) -> None:
     cluster = start_cluster(nodes=2)
