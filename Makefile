@@ -39,13 +39,17 @@ test-rust: ## the core's own tests
 test-python: build wheel build/protovenv/stamp build/etcd/stamp ## unit, property, cluster, sink, wheel tests
 	$(PY) -m pytest $(PYTEST_ARGS)
 
-chaos: build ## break a real cluster under load and check every answer: CYCLES=n SEED=s NEMESIS=a,b
+chaos: build ## break a real cluster under load and check every answer: CYCLES=n SEED=s NEMESIS=a,b COORDINATOR=etcd
+	$(if $(filter etcd,$(COORDINATOR)),tools/etcd.sh)
 	.venv/bin/spacegrid chaos --cycles $(or $(CYCLES),10) $(if $(SEED),--seed $(SEED)) \
-		$(if $(NEMESIS),--nemesis $(NEMESIS)) --report build/reports/chaos.json
+		$(if $(NEMESIS),--nemesis $(NEMESIS)) $(if $(COORDINATOR),--coordinator $(COORDINATOR)) \
+		--report build/reports/chaos.json
 
-failover: build ## measure how long clients wait when nodes fail, leave or are busy: CYCLES=n ONLY=a,b LOAD=1GB
+failover: build ## measure how long clients wait when nodes fail, leave or are busy: CYCLES=n ONLY=a,b LOAD=1GB COORDINATOR=etcd
+	$(if $(filter etcd,$(COORDINATOR)),tools/etcd.sh)
 	$(PY) -m spacegrid.testing.failover --cycles $(or $(CYCLES),10) $(if $(ONLY),--only $(ONLY)) \
-		$(if $(LOAD),--load-bytes $(LOAD)) --report build/reports/failover.json
+		$(if $(LOAD),--load-bytes $(LOAD)) $(if $(COORDINATOR),--coordinator $(COORDINATOR)) \
+		--report build/reports/failover.json
 
 wheel: build/wheels/stamp ## the wheel, as users get it
 build/wheels/stamp: build/build.stamp $(shell find python -name '*.py' -o -name '*.pyi')

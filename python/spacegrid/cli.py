@@ -495,6 +495,9 @@ def chaos(
         str, typer.Option(help="NAME[,NAME]: what goes wrong; without it anything.")
     ] = "",
     nodes: Annotated[int, typer.Option(min=3, max=8, help="Number of nodes.")] = 3,
+    coordinator: Annotated[
+        str, typer.Option(help="local, or etcd: three members of its own on loopback.")
+    ] = "local",
     unit: Annotated[
         list[str] | None, typer.Option(help="Processing unit, module:Class; repeatable.")
     ] = None,
@@ -512,6 +515,7 @@ def chaos(
             seed=seed,
             nemesis=tuple(name for name in nemesis.split(",") if name),
             nodes=nodes,
+            coordinator=coordinator,
             units=tuple(unit or ()),
             workload=workload,
         )

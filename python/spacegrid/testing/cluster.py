@@ -137,8 +137,9 @@ class LocalCluster(ClusterProcesses):
         return child
 
     def pause(self, name: str) -> None:
-        """Stop a node's process with SIGSTOP; nobody hears that it hangs."""
+        """Stop a node's process with SIGSTOP, which nobody hears of; it has stopped on return."""
         os.kill(self.nodes[name].pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.nodes[name].pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self, name: str) -> None:
         """Let a paused node go on."""

@@ -30,11 +30,20 @@ class FaultLinks:
     """The directed links of one cluster, each with a gate.
 
     Args:
-        names: Every node that there will ever be; the coordinator is added by itself.
+        names: Every node that there will ever be.
+        authorities: What the coordinator is made of: one process, or the members of etcd.
+        coordinator: What a node is told about the coordinator, from the addresses of these.
     """
 
-    def __init__(self, names: Iterable[str]) -> None:
+    def __init__(
+        self,
+        names: Iterable[str],
+        authorities: Sequence[str] = (COORDINATOR,),
+        coordinator: Callable[[Sequence[str]], str] = lambda found: f"local://{found[0]}",
+    ) -> None:
         self.names = tuple(names)
+        self.authorities = tuple(authorities)
+        self._coordinator = coordinator
         self._targets: dict[str, str] = {}
         self._addresses: dict[tuple[str, str], str] = {}
         self._gates: dict[tuple[str, str], asyncio.Event] = {}
@@ -60,7 +69,8 @@ class FaultLinks:
 
     def arguments_of(self, name: str) -> list[str]:
         """What a node's command line needs so that it reaches everyone through here."""
-        arguments = ["--coordinator", f"local://{self.address(name, COORDINATOR)}"]
+        authorities = [self.address(name, authority) for authority in self.authorities]
+        arguments = ["--coordinator", self._coordinator(authorities)]
         for other in self.names:
             if other != name:
                 arguments += ["--via", f"{other}={self.address(name, other)}"]
@@ -97,7 +107,7 @@ class FaultLinks:
 
     def node_bytes(self) -> int:
         """Bytes that have passed between nodes, in all directions."""
-        return sum(count for link, count in self._passed.items() if COORDINATOR not in link)
+        return sum(count for link, count in self._passed.items() if set(link) <= set(self.names))
 
     def close(self) -> None:
         """End every connection and the thread."""
@@ -124,12 +134,16 @@ class FaultLinks:
         self._do(act())
 
     async def _listen(self) -> None:
-        everyone = (*self.names, COORDINATOR)
-        for source, target in permutations(everyone, 2):
-            gate = self._gates[source, target] = asyncio.Event()
-            gate.set()
-        for source, target in permutations(everyone, 2):
-            if source != COORDINATOR:
+        pairs = [
+            (source, target)
+            for source, target in permutations((*self.names, *self.authorities), 2)
+            if source in self.names or target in self.names
+        ]
+        for pair in pairs:
+            self._gates[pair] = asyncio.Event()
+            self._gates[pair].set()
+        for source, target in pairs:
+            if source in self.names:
                 await self._listen_for(source, target)
 
     async def _listen_for(self, source: str, target: str) -> None:

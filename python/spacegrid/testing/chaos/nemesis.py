@@ -25,16 +25,17 @@ from spacegrid.errors import (
 )
 from spacegrid.testing.checks import Violation
 from spacegrid.testing.cluster import LocalCluster
-from spacegrid.testing.links import COORDINATOR, FaultLinks
+from spacegrid.testing.etcd import Etcd
+from spacegrid.testing.links import FaultLinks
+from spacegrid.testing.wired import SPARE
 
 HOLD_S: Final = (0.3, 2.0)
 PAUSE_S: Final = (0.1, 5.0)
 STARVE_S: Final = 4.0
 STARVE_RUN_S: Final = 0.1
 STARVE_STOP_S: Final = 0.4
-SAID_LOST_S: Final = 15.0
+SAID_LOST_S: Final = 30.0
 LOST_KEYS_MAX: Final = 64
-SPARE: Final = "node-9"
 
 
 @dataclass
@@ -47,6 +48,7 @@ class Scene:
         random: Where every choice comes from.
         grid: A client of its own.
         tell: Says what happens now.
+        etcd: The etcd below the cluster; None: a local coordinator.
         violations: What it saw itself.
         renew: Whether the cluster can't go on, and a new one must take its place.
     """
@@ -56,6 +58,7 @@ class Scene:
     random: Random
     grid: AsyncGrid
     tell: Callable[[str], None]
+    etcd: Etcd | None = None
     violations: list[Violation] = field(default_factory=list)
     renew: bool = False
 
@@ -131,8 +134,8 @@ async def starve(scene: Scene) -> None:
 
 async def cut(scene: Scene) -> None:
     """Cut some directed links between nodes, and to the coordinator."""
-    names = [*scene.names, COORDINATOR]
-    links = [(a, b) for a in names for b in names if a != b]
+    everyone = [*scene.names, *scene.links.authorities]
+    links = [(a, b) for a in everyone for b in everyone if a != b and {a, b} & {*scene.names}]
     chosen = scene.random.sample(links, scene.random.randint(1, len(links) // 2))
     scene.tell("cut " + ", ".join(f"{a} to {b}" for a, b in chosen))
     for source, target in chosen:
@@ -148,7 +151,7 @@ async def isolate(scene: Scene) -> None:
     name, with_coordinator = scene.one(), scene.random.random() < 0.5
     others = [other for other in scene.names if other != name]
     if with_coordinator:
-        others.append(COORDINATOR)
+        others += scene.links.authorities
     scene.tell(f"isolate {name} from {', '.join(others)}")
     scene.links.isolate(name, others)
     try:
@@ -181,7 +184,10 @@ async def join_leave(scene: Scene) -> None:
 
 
 async def coordinator(scene: Scene) -> None:
-    """Kill the coordinator and start it again, or stop it for a while."""
+    """Kill the coordinator, or a member of etcd, and start it again; or stop it for a while."""
+    if scene.etcd is not None:
+        await etcd_member(scene, scene.etcd)
+        return
     process = scene.cluster.coordinator
     assert process is not None
     if scene.random.random() < 0.5:
@@ -197,6 +203,30 @@ async def coordinator(scene: Scene) -> None:
         await asyncio.sleep(seconds)
     finally:
         os.kill(process.pid, signal.SIGCONT)
+
+
+async def etcd_member(scene: Scene, etcd: Etcd) -> None:
+    """Kill or stop etcd's leader or any member, or stop all of them."""
+    everyone = scene.random.random() < 0.25
+    leader = await scene.call(etcd.leader)
+    member = leader if scene.random.random() < 0.5 else scene.random.choice(etcd.members)
+    what = f"{member.name}{', the leader,' if member is leader else ''} of etcd"
+    if not everyone and scene.random.random() < 0.5:
+        scene.tell(f"kill -9 {what}")
+        await scene.call(member.kill)
+        await scene.hold()
+        await scene.call(etcd.launch, member)
+    else:
+        seconds, paused = scene.random.uniform(*PAUSE_S), etcd.members if everyone else [member]
+        scene.tell(f"SIGSTOP {'all' if everyone else what} for {seconds:.1f} s")
+        for each in paused:
+            each.pause()
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            for each in paused:
+                each.resume()
+    await scene.call(etcd.wait_healthy)
 
 
 async def both_copies(scene: Scene) -> None:

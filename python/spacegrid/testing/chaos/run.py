@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from random import Random
@@ -23,14 +24,13 @@ from typing import Any, Final
 import spacegrid
 from spacegrid.client.asynchronous import AsyncGrid
 from spacegrid.errors import ConfigError, SpaceGridError
-from spacegrid.testing.chaos.nemesis import NEMESES, SPARE, Scene, chosen
+from spacegrid.testing.chaos.nemesis import NEMESES, Scene, chosen
 from spacegrid.testing.chaos.recorder import GIVE_UP_S, Recorder
 from spacegrid.testing.chaos.workload import Mixed, Workload
 from spacegrid.testing.checks import Violation
-from spacegrid.testing.cluster import LocalCluster
 from spacegrid.testing.figures import Report, summary
 from spacegrid.testing.history import Operation, Status
-from spacegrid.testing.links import FaultLinks
+from spacegrid.testing.wired import COORDINATORS, Wired, wired
 
 WORKERS: Final = 12
 GRIDS: Final = 2
@@ -51,6 +51,7 @@ class ChaosOptions:
         nodes: Nodes of the cluster.
         partitions: Its partitions.
         copies: Its copies of each.
+        coordinator: `local`, or `etcd`: three members of its own.
         units: Units to install beside the workload's own.
         workload: `module:Class` of a `Workload`; empty: `Mixed`.
         workers: Workers at a time.
@@ -64,6 +65,7 @@ class ChaosOptions:
     nodes: int = 3
     partitions: int = 32
     copies: int = 2
+    coordinator: str = "local"
     units: tuple[str, ...] = ()
     workload: str = ""
     workers: int = WORKERS
@@ -107,16 +109,21 @@ class ChaosRun:
 
     def __init__(self, options: ChaosOptions, progress: Progress | None = None) -> None:
         chosen(options.nemesis)
+        if options.coordinator not in COORDINATORS:
+            raise ConfigError(f"coordinator {options.coordinator!r} is not one of {COORDINATORS}")
         seed = Random().randrange(1 << 32) if options.seed is None else options.seed
         self.options = options
         self.seed = seed
         self.workload = load_workload(options.workload)
-        self.report = Report("chaos", settings={"seed": seed, "nodes": options.nodes})
+        self.report = Report(
+            "chaos",
+            settings={"seed": seed, "nodes": options.nodes, "coordinator": options.coordinator},
+        )
         self._progress = progress or Progress()
         self._random = Random(seed)
         self._deck: list[str] = []
         self._tally = _Tally()
-        self._cluster: LocalCluster | None = None
+        self._wired: Wired | None = None
         self._grids: list[AsyncGrid] = []
         self._clusters = 0
         self._round = 0
@@ -144,18 +151,19 @@ class ChaosRun:
     # ---- a cycle
 
     async def _cycle(self, number: int) -> None:
-        cluster, links = await self._healthy_cluster()
+        stage = await self._healthy_cluster()
         name = self._draw()
         self._round += 1
         self._tally.nemeses[name] += 1
         self._progress.cycle(number, name, "load")
         await self.workload.start(self._grids[0], self._round)
         scene = Scene(
-            cluster,
-            links,
+            stage.cluster,
+            stage.links,
             Random(f"{self.seed}-{number}-nemesis"),
             self._grids[0],
             lambda what: self._progress.cycle(number, name, what),
+            stage.etcd,
         )
         history: list[Operation] = []
         stop = asyncio.Event()
@@ -168,7 +176,7 @@ class ChaosRun:
             await self._break(scene, name)
         finally:
             stop.set()
-            links.heal_all()
+            stage.links.heal_all()
             await self._join(workers, number, name)
         recorder = Recorder(history, self.options.workers)
         self._progress.cycle(number, name, "check")
@@ -216,44 +224,43 @@ class ChaosRun:
 
     # ---- clusters
 
-    async def _healthy_cluster(self) -> tuple[LocalCluster, FaultLinks]:
-        if self._cluster is None:
+    async def _healthy_cluster(self) -> Wired:
+        if self._wired is None:
             self._clusters += 1
             self._round = 0
             options = self.options
-            names = [f"node-{n}" for n in range(1, options.nodes + 1)]
-            links = FaultLinks([*names, SPARE])
-            cluster = LocalCluster(
-                options.nodes,
-                units=tuple(dict.fromkeys((*self.workload.units, *options.units))),
-                partitions=options.partitions,
-                copies=options.copies,
-                data=self._folder / f"cluster-{self._clusters}",
-                arguments=("--log-level", "debug"),
-                links=links,
+            self._wired = await asyncio.to_thread(
+                partial(
+                    wired,
+                    options.coordinator,
+                    options.nodes,
+                    self._folder / f"cluster-{self._clusters}",
+                    units=tuple(dict.fromkeys((*self.workload.units, *options.units))),
+                    partitions=options.partitions,
+                    copies=options.copies,
+                    arguments=("--log-level", "debug"),
+                )
             )
-            self._cluster = cluster
-            await asyncio.to_thread(cluster.start, START_TIMEOUT_S)
+            await asyncio.to_thread(self._wired.start, START_TIMEOUT_S)
             for _ in range(GRIDS):
-                grid = spacegrid.connect(*cluster.addresses, timeout=10)
+                grid = spacegrid.connect(*self._wired.cluster.addresses, timeout=10)
                 self._grids.append(await grid)
-        assert self._cluster.links is not None
-        return self._cluster, self._cluster.links
+        return self._wired
 
     async def _end_cluster(self, *, check: bool) -> None:
-        if self._cluster is None:
+        if self._wired is None:
             return
         try:
             if check and self._grids:
                 found = await self.workload.check_all(self._grids[0])
                 self._note(found, self.options.cycles, "at the end")
         finally:
-            cluster, self._cluster = self._cluster, None
+            stage, self._wired = self._wired, None
             grids, self._grids = self._grids, []
             for grid in grids:
                 with contextlib.suppress(SpaceGridError):
                     await grid.close(timeout=1)
-            await asyncio.to_thread(_stop, cluster, check)
+            await asyncio.to_thread(partial(stage.stop, in_order=check))
 
     # ---- what is known
 
@@ -294,16 +301,6 @@ class ChaosRun:
 
 def _kind(text: str) -> str:
     return text.partition("): ")[2].partition(":")[0]
-
-
-def _stop(cluster: LocalCluster, in_order: bool) -> None:
-    try:
-        if in_order:
-            cluster.stop()
-    finally:
-        cluster.kill_all()
-        if cluster.links is not None:
-            cluster.links.close()
 
 
 def load_workload(name: str) -> Workload:

@@ -23,6 +23,7 @@ from spacegrid.testing.failover.moves import join_leave, rolling
 from spacegrid.testing.failover.pressure import burnt, full, held
 from spacegrid.testing.failover.stage import Stage, StageOptions
 from spacegrid.testing.figures import Report, Target
+from spacegrid.testing.wired import COORDINATORS
 
 Measure = Callable[[Stage], Awaitable[tuple[dict[str, Any], list[Target]]]]
 
@@ -49,6 +50,7 @@ def main() -> int:
     parser.add_argument("--partitions", type=int, default=64)
     parser.add_argument("--load-bytes", type=parse_size, default=0, help="such as 1GB")
     parser.add_argument("--no-lmdb", action="store_true", help="keep copies in memory only")
+    parser.add_argument("--coordinator", default="local", choices=COORDINATORS)
     parser.add_argument("--report", type=Path, help="file for the report as JSON")
     given = parser.parse_args()
     names = [name for name in given.only.split(",") if name] or list(MEASURES)
@@ -60,6 +62,7 @@ def main() -> int:
         partitions=given.partitions,
         load_bytes=given.load_bytes,
         lmdb=not given.no_lmdb,
+        coordinator=given.coordinator,
     )
     report = Report("failover", settings={**vars(given), "report": str(given.report)})
     asyncio.run(_interruptible(_measure(names, options, report), report))

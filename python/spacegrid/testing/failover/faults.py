@@ -10,7 +10,6 @@ import grpc.aio
 
 from spacegrid.testing.failover.stage import Stage
 from spacegrid.testing.figures import Target, summary
-from spacegrid.testing.links import COORDINATOR
 from spacegrid.v1 import data_pb2, data_pb2_grpc
 
 HANG_MAX_S: Final = 10.0
@@ -108,7 +107,7 @@ async def minority(stage: Stage) -> tuple[dict[str, Any], list[Target]]:
         read_only = primary_of[1::2]
         async with _Asker(stage, victim, primary_of[::2], read_only) as asker:
             await asyncio.sleep(0.3)
-            stage.links.isolate(victim, [*far, COORDINATOR])
+            stage.links.isolate(victim, [*far, *stage.links.authorities])
             cut = time.monotonic()
             probe = asyncio.ensure_future(stage.written(set(copy_of) - set(read_only), cut))
             await asyncio.sleep(CUT_S)

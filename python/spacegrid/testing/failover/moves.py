@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from spacegrid.errors import SpaceGridError
-from spacegrid.testing.failover.stage import SPARE, Stage
+from spacegrid.testing.failover.stage import Stage
 from spacegrid.testing.figures import Target, summary
+from spacegrid.testing.wired import SPARE
 
 EVERY_S: Final = 0.02
 SETTLE_S: Final = 0.5

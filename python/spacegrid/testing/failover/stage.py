@@ -8,9 +8,12 @@ waits for, with the client's own retries in it. Times are of this process's mono
 from __future__ import annotations
 
 import asyncio
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +23,9 @@ from spacegrid.client.asynchronous import AsyncGrid
 from spacegrid.errors import SpaceGridError
 from spacegrid.testing.cluster import LocalCluster
 from spacegrid.testing.links import FaultLinks
+from spacegrid.testing.wired import Wired, wired
 
 PROBE_TIMEOUT_S: Final = 30.0
-SPARE: Final = "node-9"
 UNIT: Final = "spacegrid.testing.failover.units:Heavy"
 LOAD_VALUE_BYTES: Final = 16 << 10
 LOAD_BATCH: Final = 128
@@ -40,6 +43,7 @@ class StageOptions:
         load_bytes: Bytes of values that are loaded first.
         quota_bytes: Memory quota of each node; 0: none.
         lmdb: Whether nodes keep their copies on disk.
+        coordinator: `local`, or `etcd`: three members of its own.
         folder: Where the cluster's data and logs go; None: a temporary folder.
     """
 
@@ -49,6 +53,7 @@ class StageOptions:
     load_bytes: int = 0
     quota_bytes: int = 0
     lmdb: bool = True
+    coordinator: str = "local"
     folder: Path | None = None
 
 
@@ -58,16 +63,15 @@ class Stage:
 
     Attributes:
         options: What it was started with.
-        cluster: Its processes.
-        links: Its links.
+        base: Its processes and links.
         grid: A client.
+        tell: Says what happens.
         keys: Partition to a key in it.
         violations: What was seen that must not be.
     """
 
     options: StageOptions
-    cluster: LocalCluster
-    links: FaultLinks
+    base: Wired
     grid: AsyncGrid
     tell: Callable[[str], None]
     keys: dict[int, str] = field(default_factory=dict)
@@ -77,27 +81,28 @@ class Stage:
     @classmethod
     async def start(cls, options: StageOptions, tell: Callable[[str], None]) -> Stage:
         """Start a cluster, connect, load what is to be loaded."""
-        links = FaultLinks([*(f"node-{n}" for n in range(1, options.nodes + 1)), SPARE])
         quota = ("--quota", str(options.quota_bytes)) if options.quota_bytes else ()
-        cluster = LocalCluster(
-            options.nodes,
-            units=(UNIT,),
-            partitions=options.partitions,
-            lmdb=options.lmdb,
-            data=options.folder,
-            arguments=quota,
-            links=links,
+        base = await asyncio.to_thread(
+            partial(
+                wired,
+                options.coordinator,
+                options.nodes,
+                options.folder or Path(tempfile.mkdtemp(prefix="spacegrid-stage-")),
+                units=(UNIT,),
+                partitions=options.partitions,
+                lmdb=options.lmdb,
+                arguments=quota,
+            )
         )
-        await asyncio.to_thread(cluster.start, 60.0)
         try:
-            grid = await spacegrid.connect(*cluster.addresses, timeout=PROBE_TIMEOUT_S)
-            stage = cls(options, cluster, links, grid, tell)
+            await asyncio.to_thread(base.start, 60.0)
+            grid = await spacegrid.connect(*base.cluster.addresses, timeout=PROBE_TIMEOUT_S)
+            stage = cls(options, base, grid, tell)
             stage.keys = keys_of(options.partitions)
             await stage.probe_map.put_many(dict.fromkeys(stage.keys.values(), 0))
             await stage._load()
         except BaseException:
-            cluster.kill_all()
-            links.close()
+            await asyncio.to_thread(partial(base.stop, in_order=False))
             raise
         return stage
 
@@ -107,14 +112,19 @@ class Stage:
         try:
             await self.grid.close(timeout=1)
         finally:
-            await asyncio.to_thread(self._stop)
+            await asyncio.to_thread(partial(self.base.stop, in_order=True))
+            if self.options.folder is None:
+                shutil.rmtree(self.cluster.settings.data, ignore_errors=True)
 
-    def _stop(self) -> None:
-        try:
-            self.cluster.stop()
-        finally:
-            self.cluster.kill_all()
-            self.links.close()
+    @property
+    def cluster(self) -> LocalCluster:
+        """The processes."""
+        return self.base.cluster
+
+    @property
+    def links(self) -> FaultLinks:
+        """The links between them."""
+        return self.base.links
 
     @property
     def probe_map(self) -> Any:
