@@ -542,6 +542,26 @@ class Node:
     def cursor(self, name: str, partition: int) -> tuple[int, int] | None:
         """(epoch, sequence) of a cursor, or None."""
 
+    def set_persisted(self, partition: int, epoch: int, sequence: int) -> None:
+        """This node's own disk has the partition, fsynced, up to that position.
+
+        Answers that waited for it come with the next effects. A position that is not in the log is
+        ignored.
+        """
+
+    def shared_may_read(self, partition: int, sequence: int) -> bool:
+        """Whether every in-sync copy that has a disk has fsynced up to there."""
+
+    def wait_local(self, timeout_s: float) -> bool:
+        """Wait, detached, until `wake_local` is called or an answer waits for this node's disk.
+
+        Returns:
+            Whether an answer waits.
+        """
+
+    def wake_local(self) -> None:
+        """End `wait_local`, the one under way or the next."""
+
     def drop_cursor(self, name: str, partition: int) -> None:
         """Remove a cursor; it no longer pins the log."""
 

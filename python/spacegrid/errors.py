@@ -18,6 +18,7 @@ The tree is one room, so that it is read, and kept complete, as a whole.
     │  ├─ NotPrimary                ownership is moving                                 retryable
     │  ├─ PartitionUnavailable      no primary yet, or it is recovering                 retryable
     │  ├─ NotEnoughCopies           a write was refused: too few copies are alive       retryable
+    │  ├─ DurabilityUnavailable     persisted was asked of copies without a data folder
     │  └─ PartitionLost             every copy is gone; said, never faked
     ├─ ConflictError                a condition did not hold
     │  └─ VersionMismatch           .expected_version .current_version
@@ -40,7 +41,9 @@ The tree is one room, so that it is read, and kept complete, as a whole.
     │  └─ WrongType                 the entry is not what the operation needs
     └─ SinkError                    .sink: a database behind a pump
        ├─ SinkUnavailable           it does not answer; the pump goes on trying         retryable
-       └─ SinkMismatch              it belongs to another cluster or to another layout
+       ├─ SinkMismatch              it belongs to another cluster or to another layout
+       ├─ StoreDamaged              a node's store on disk is not what was written
+       └─ StoreFailed               the disk failed a write or an fsync: the node ends
 
 ``retryable`` says that the same request can succeed later. ``maybe_applied`` says that the outcome
 is unknown: the request may have been applied, and only sending it again under the same token
@@ -69,6 +72,7 @@ __all__ = [
     "ConflictError",
     "ConnectionFailed",
     "DeadlineExceeded",
+    "DurabilityUnavailable",
     "ForkedProcess",
     "GridClosed",
     "HandlerError",
@@ -91,6 +95,8 @@ __all__ = [
     "SinkUnavailable",
     "SpaceGridError",
     "StaleRequest",
+    "StoreDamaged",
+    "StoreFailed",
     "TooLarge",
     "VersionMismatch",
     "WrongRoutingKey",
@@ -258,6 +264,17 @@ class NotEnoughCopies(AvailabilityError):
 
     code = "not_enough_copies"
     retryable = True
+
+
+class DurabilityUnavailable(AvailabilityError):
+    """A persisted write was refused, surely not applied: a copy has no store on disk.
+
+    It would have waited for an fsync that nobody makes. Give every node a data folder, or ask for
+    ``durability="replicated"``.
+    """
+
+    code = "durability_unavailable"
+    grpc_status = "FAILED_PRECONDITION"
 
 
 class PartitionLost(AvailabilityError):
@@ -529,6 +546,24 @@ class SinkMismatch(SinkError):
 
     code = "sink_mismatch"
     grpc_status = "FAILED_PRECONDITION"
+
+
+class StoreDamaged(SinkError):
+    """A node's store on disk does not hold what was written there; nothing of it is served."""
+
+    code = "store_damaged"
+    grpc_status = "DATA_LOSS"
+
+
+class StoreFailed(SinkError):
+    """A write to a node's own disk failed, an fsync perhaps: the store is out of service for good.
+
+    What the kernel had not yet written may be gone from its cache, so asking again could succeed
+    without the data being there. The node that sees this ends.
+    """
+
+    code = "store_failed"
+    grpc_status = "DATA_LOSS"
 
 
 class InvariantViolation(Exception):

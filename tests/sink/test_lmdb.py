@@ -1,13 +1,14 @@
-"""The LMDB sink: layout, cursors, dumps, clean stop and restart, and what is refused."""
+"""The LMDB sink: layout, cursors, dumps, what a restart finds, and what is refused."""
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import struct
 import subprocess
 import sys
+import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import lmdb
@@ -18,7 +19,7 @@ from spacegrid.errors import ForkedProcess, SinkMismatch, SinkUnavailable
 from spacegrid.sink import lmdb as lmdb_sink
 from spacegrid.sink.base import Resync
 from spacegrid.sink.lmdb import LmdbSink
-from spacegrid.sink.lmdb_layout import entry_key, pack_value, unpack_value
+from spacegrid.sink.lmdb_layout import entry_key, pack_value, read_entry
 
 
 @pytest.fixture
@@ -49,8 +50,9 @@ def stored(folder: Path) -> dict[tuple[int, str, bytes], bytes]:
             at = 2 if key[:2] == b"\xff\xff" else 0
             partition = int.from_bytes(key[at : at + 2], "big")
             name = key[at + 3 : at + 3 + key[at + 2]].decode()
-            *_, size = struct.unpack_from("<QQBIH", value)
-            start = struct.calcsize("<QQBIH")
+            crc, *_, size = struct.unpack_from("<IQQBIH", value)
+            assert crc == zlib.crc32(key + value[4:])
+            start = struct.calcsize("<IQQBIH")
             found[partition, name, value[start : start + size]] = value[start + size :]
     environment.close()
     return found
@@ -88,9 +90,10 @@ def test_entries_are_laid_out_as_documented(grid, make_sink) -> None:
     long_entry = entry_key(1, "secret", long_key.encode())
     assert long_entry.startswith(b"\xff\xff\x00\x01\x06secret")
     assert len(long_entry) == 11 + 16
-    packed = pack_value(b"key", b"value", 1, 7, 8, 9)
-    assert packed[:23] == struct.pack("<QQBIH", 7, 8, 1, 9, 3)
-    assert unpack_value(packed) == (b"key", b"value", 1, 7, 8, 9)
+    at = entry_key(1, "m", b"key")
+    packed = pack_value(at, b"key", b"value", 1, 7, 8, 9)
+    assert packed[4:27] == struct.pack("<QQBIH", 7, 8, 1, 9, 3)
+    assert read_entry(at, packed) == ("m", 9, b"key", b"value", 1, 7, 8)
 
 
 def test_the_file_has_the_format_every_reader_knows(make_sink) -> None:
@@ -127,7 +130,8 @@ def test_a_copy_that_left_is_deleted_and_a_new_one_dumped(grid, make_sink) -> No
     assert sink.take({0: 1, 1: 1}) == {0: grid.partitions[0].last, 1: None}
 
 
-def test_half_a_dump_is_no_copy(grid, make_sink) -> None:
+def test_half_a_dump_is_no_copy(grid, make_sink, monkeypatch) -> None:
+    monkeypatch.setattr(lmdb_sink, "DUMP_ENTRIES", 3)
     fill(grid)
     sink = make_sink()
     sink.take({0: 1})
@@ -144,6 +148,39 @@ def test_half_a_dump_is_no_copy(grid, make_sink) -> None:
     assert stored(sink.folder) == {}
 
 
+def test_half_a_small_dump_leaves_the_copy_that_was_there(grid, make_sink) -> None:
+    fill(grid)
+    sink = make_sink()
+    sink.take({0: 1})
+    sink.write([part_of(grid, 0)])
+    before = truth(grid, 0)
+
+    def breaks_off():
+        yield []
+        raise LookupError("the copy left")
+
+    with pytest.raises(LookupError):
+        sink.resync([Resync(0, 1, (1, 999), breaks_off())])
+    assert sink.persisted(0) == grid.partitions[0].last
+    assert stored(sink.folder) == before
+
+
+def test_a_dump_with_newer_entries_is_no_copy_until_the_log_has_caught_up(grid, make_sink) -> None:
+    fill(grid, 10)
+    here = grid.partitions[0]
+    begun_at = here.last
+    fill(grid, 20)
+    sink = make_sink()
+    sink.resync(
+        [Resync(0, 1, begun_at, [list(here.tables.values())], lambda: here.last[1], lambda: b"r")]
+    )
+    assert sink.persisted(0) is None
+    assert sink.stored_partitions() == {}
+    sink.write([part_of(grid, 0, after=begun_at)])
+    assert sink.persisted(0) == here.last
+    assert sink.stored_partitions() == {0: here.last}
+
+
 def test_the_map_grows(grid, make_sink, monkeypatch) -> None:
     monkeypatch.setattr(lmdb_sink, "MAP_BYTES_FIRST", 1 << 16)
     sink = make_sink()
@@ -154,19 +191,21 @@ def test_the_map_grows(grid, make_sink, monkeypatch) -> None:
     assert stored(sink.folder) == truth(grid, 0, 1, 2, 3)
 
 
-def clean_stop(grid: FakeGrid, sink: LmdbSink) -> dict[int, tuple[int, int]]:
-    positions = {number: grid.partitions[number].last for number in range(4)}
+def written(grid: FakeGrid, sink: LmdbSink) -> dict[int, tuple[int, int]]:
+    """Write everything; the positions."""
     sink.take(dict.fromkeys(range(4), 1))
-    sink.write([part_of(grid, number) for number in range(4)])
-    sink.mark_clean(positions, lambda partition: b"streams %d" % partition)
-    sink.close()
-    return positions
+    sink.write(
+        [replace(part_of(grid, number), results=b"streams %d" % number) for number in range(4)]
+    )
+    return {number: grid.partitions[number].last for number in range(4)}
 
 
-def test_a_clean_stop_is_loaded_once(grid, make_sink, monkeypatch) -> None:
+def test_what_was_written_is_loaded_however_the_process_ended(grid, make_sink, monkeypatch) -> None:
     monkeypatch.setattr(lmdb_sink, "LOAD_ENTRIES", 4)
     fill(grid)
-    positions = clean_stop(grid, make_sink())
+    first = make_sink()
+    positions = written(grid, first)
+    first.close()
     again = make_sink()
     store_id = again.store_id
     assert len(store_id) == 16
@@ -187,33 +226,12 @@ def test_a_clean_stop_is_loaded_once(grid, make_sink, monkeypatch) -> None:
     for number in range(4):
         assert sorted(loaded[number]) == sorted(grid.partitions[number].tables.values())
     again.close()
-    # From here on a crash is a crash, whatever was loaded.
-    crashed = make_sink()
-    assert crashed.stored_partitions() == {}
-    assert list(crashed.load()) == []
-    assert crashed.store_id == store_id
+    once_more = make_sink()
+    assert once_more.stored_partitions() == positions
+    assert once_more.store_id == store_id
 
 
-def test_the_mark_of_a_clean_stop_is_gone_before_anything_is_written(grid, make_sink) -> None:
-    fill(grid)
-    clean_stop(grid, make_sink())
-    again = make_sink()
-    again.take({0: 1})
-    again.close()
-    assert make_sink().stored_partitions() == {}
-
-
-def test_a_partition_at_another_position_is_not_called_clean(grid, make_sink) -> None:
-    fill(grid)
-    sink = make_sink()
-    sink.take({0: 1, 1: 1})
-    sink.write([part_of(grid, 0), part_of(grid, 1)])
-    sink.mark_clean({0: grid.partitions[0].last, 1: (1, 999), 2: (1, 0)}, lambda partition: b"")
-    sink.close()
-    assert list(make_sink().stored_partitions()) == [0]
-
-
-def test_a_foreign_store_is_refused(grid, make_sink) -> None:
+def test_f52_a_store_of_another_life_is_refused_until_told(grid, make_sink) -> None:
     first = make_sink()
     first.open()
     first.close()
@@ -227,12 +245,12 @@ def test_damaged_identity_is_refused(make_sink) -> None:
     sink = make_sink()
     sink.open()
     sink.close()
-    (sink.folder / "store.json").write_text('{"format": 1')
+    (sink.folder / "store.json").write_text('{"format": 2')
     with pytest.raises(SinkMismatch, match="damaged"):
         sink.open()
 
 
-def test_a_store_opened_twice_is_refused(make_sink) -> None:
+def test_f51_a_store_opened_twice_is_refused(make_sink) -> None:
     first, second = make_sink(), make_sink()
     first.open()
     with pytest.raises(SinkUnavailable, match=f"open in process {os.getpid()}"):
@@ -241,52 +259,7 @@ def test_a_store_opened_twice_is_refused(make_sink) -> None:
     second.open()
 
 
-def test_a_store_open_at_a_loss_of_power_is_set_aside(grid, make_sink) -> None:
-    fill(grid)
-    sink = make_sink()
-    sink.take({0: 1})
-    sink.write([part_of(grid, 0)])
-    sink.close()
-    identity = json.loads((sink.folder / "store.json").read_text())
-    (sink.folder / "store.json").write_text(json.dumps({**identity, "boot_id": "another"}))
-    assert sink.take({0: 1}) == {0: None}
-    assert stored(sink.folder) == {}
-    assert (sink.folder / "data.mdb.unclean").stat().st_size > 0
-
-
-def test_a_clean_store_survives_a_reboot(grid, make_sink) -> None:
-    fill(grid)
-    sink = make_sink()
-    positions = clean_stop(grid, sink)
-    identity = json.loads((sink.folder / "store.json").read_text())
-    (sink.folder / "store.json").write_text(json.dumps({**identity, "boot_id": "another"}))
-    assert make_sink().stored_partitions() == positions
-
-
-def test_the_first_failed_fsync_is_final(grid, make_sink, monkeypatch) -> None:
-    fill(grid)
-    sink = make_sink()
-    sink.take({0: 1})
-    sink.write([part_of(grid, 0)])
-
-    class Broken:
-        def __getattr__(self, name):
-            return getattr(sink_environment, name)
-
-        def sync(self, force):
-            raise lmdb.DiskError("EIO")
-
-    sink_environment = sink._environment
-    sink._environment = Broken()
-    with pytest.raises(SinkUnavailable, match="EIO"):
-        sink.sync()
-    sink._environment = sink_environment
-    with pytest.raises(SinkUnavailable, match="earlier fsync failed"):
-        sink.mark_clean({0: grid.partitions[0].last}, lambda partition: b"")
-    assert not (sink.folder / "clean.json").exists()
-
-
-def test_a_forked_child_is_told_so(tmp_path: Path) -> None:
+def test_f51_a_forked_child_is_told_so(tmp_path: Path) -> None:
     script = f"""
 import os, sys
 from spacegrid.sink.lmdb import LmdbSink

@@ -128,6 +128,8 @@ class FakeNode:
         self.cursors: dict[tuple[str, int], Position] = {}
         self.backups: set[int] = set()
         self.frozen: dict[int, Role] | None = None
+        self.persisted: dict[int, Position] = {}
+        self.bell = threading.Event()
         self.log_bytes = 0
         self.snapshot_chunk = 3
 
@@ -176,6 +178,20 @@ class FakeNode:
 
     def drop_cursor(self, name: str, partition: int) -> None:
         self.cursors.pop((name, partition), None)
+
+    def set_persisted(self, partition: int, epoch: int, sequence: int) -> None:
+        self.persisted[partition] = (epoch, sequence)
+
+    def shared_may_read(self, partition: int, sequence: int) -> bool:
+        return True
+
+    def wait_local(self, timeout_s: float) -> bool:
+        self.bell.wait(timeout_s)
+        self.bell.clear()
+        return False
+
+    def wake_local(self) -> None:
+        self.bell.set()
 
     def pump_ready(self, name: str) -> list[int]:
         return [

@@ -114,9 +114,8 @@ def read_reply(frame: bytes) -> list[str]:
     items = [f"stream={stream}"]
     for _ in range(count):
         delta, status, flags, codec, copies, length, version = data.fields("IBBBBIQ")
-        assert flags == 0
         items.append(
-            f"number={base + delta} status={status} codec={codec} copies={copies} "
+            f"number={base + delta} status={status} flags={flags} codec={codec} copies={copies} "
             f"version={version} value={text(data.take(length))}"
         )
     assert data.at == len(body)

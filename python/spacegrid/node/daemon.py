@@ -44,7 +44,7 @@ from spacegrid.coordinator import (
     RegistrationsChanged,
     TableChanged,
 )
-from spacegrid.errors import ConfigError, SpaceGridError
+from spacegrid.errors import ConfigError, SpaceGridError, StoreFailed
 from spacegrid.machine.table import Registration, core_entry
 from spacegrid.node.controller_runner import ControllerRunner
 from spacegrid.node.front import Front, Peer
@@ -73,6 +73,8 @@ EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
 EXIT_ENDED: Final = 3
 """The coordinator ended this node's registration."""
+EXIT_STORE: Final = 4
+"""The node's own disk failed a write or an fsync."""
 EXIT_BUG: Final = 70
 IDLE_TIMEOUT_S: Final = 20.0
 FLUSH_TIMEOUT_S: Final = 60.0
@@ -255,7 +257,12 @@ class Daemon:
         else:
             front.units = NoUnits()
         if self._store is not None and self._store.sink is not None:
-            self._add_pump("lmdb", Pump(node, self._store.sink, name="local"))
+            self._add_pump(
+                "lmdb",
+                Pump(
+                    node, self._store.sink, name="local", written=engine.wake, fatal=disk_failed
+                ),
+            )
         if self.config.sql:
             sink = open_shared_sink(
                 self.config.sql,
@@ -467,6 +474,16 @@ def die(error: BaseException) -> None:
     traceback.print_exception(error)
     sys.stderr.flush()
     os._exit(EXIT_BUG)
+
+
+def disk_failed(error: StoreFailed) -> None:
+    """End the process at once: what was not yet on disk may never get there, and nobody can tell.
+
+    The node's copies are made anew elsewhere; a write that waited for this disk is never answered.
+    """
+    sys.stderr.write(f"spacegrid: this node ends: {error}\n")
+    sys.stderr.flush()
+    os._exit(EXIT_STORE)
 
 
 def _changed(registration: Registration, **changes: bool) -> Registration:

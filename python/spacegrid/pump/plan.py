@@ -150,14 +150,6 @@ class Plan:
             and self._positions.get(partition, (0, -1))[1] < sequence
         }
 
-    def clean_positions(self) -> dict[int, Position]:
-        """Partitions whose every committed record is in the sink."""
-        return {
-            partition: position
-            for partition, position in self._positions.items()
-            if position[1] == self._commits[partition]
-        }
-
 
 class Pace:
     """When a batch is due: it is full, it has waited, or somebody asks.

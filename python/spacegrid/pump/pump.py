@@ -10,7 +10,9 @@ Invariants:
     - A partition whose position is not in the log (a gap) is rewritten whole from a snapshot,
       counted, and logged; it is never read on from somewhere else.
     - Whatever goes wrong is retried with back-off and shown in the status, except a sink that
-      belongs to somebody else: then the pump ends.
+      belongs to somebody else: then the pump ends; and a node's own disk that failed: then the
+      node ends.
+    - What a local sink has written it has fsynced; the core is told each position after that.
 
 Who calls: the node's engine. `start`, `wake`, `flush`, `stop`, `status`, `call` from any thread.
 """
@@ -26,7 +28,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final, Literal, TypeVar, cast
 
-from spacegrid.errors import ConfigError, SinkMismatch, SinkUnavailable, SpaceGridError
+from spacegrid.errors import (
+    ConfigError,
+    SinkMismatch,
+    SinkUnavailable,
+    SpaceGridError,
+    StoreDamaged,
+    StoreFailed,
+)
 from spacegrid.limits import RECORD_BYTES_MAX
 from spacegrid.pump.plan import Backoff, Pace, Plan, Steps
 from spacegrid.pump.resync import begin_resync, group_by_size
@@ -61,6 +70,9 @@ class Pump:
         batch_records: Records per transaction; the sink's own default when None.
         interval_s: Longest time a change waits for a batch to fill; the sink's default when None.
         clock: Monotonic seconds.
+        written: Called after something was written to a local sink: answers may wait for it.
+        fatal: Told, on the pump's thread, that the node's own disk failed; does not return to a
+            node that goes on acknowledging.
 
     Raises:
         ConfigError: A bound is not positive, or the name does not fit the sink.
@@ -75,6 +87,8 @@ class Pump:
         interval_s: float | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
+        written: Callable[[], None] | None = None,
+        fatal: Callable[[StoreFailed], None] | None = None,
     ) -> None:
         self._batch_records = sink.batch_records if batch_records is None else batch_records
         self._interval_s = sink.interval_s if interval_s is None else interval_s
@@ -89,6 +103,10 @@ class Pump:
         self._source = source
         self._sink = sink
         self._clock = clock
+        self._written = written
+        self._fatal = fatal
+        self._asked = False
+        self._looked_s = -LOOK_MAX_S
         self._plan = Plan(fenced=sink.fenced)
         self._pace = Pace(self._batch_records, self._interval_s)
         self._backoff = Backoff()
@@ -98,7 +116,6 @@ class Pump:
         self._opened: Future[None] = Future()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._flushes: list[tuple[dict[int, int], Future[bool]]] = []
-        self._mark_clean = False
         self._turn = 0
         self._state: PumpState = "starting"
         self._error = ""
@@ -132,6 +149,8 @@ class Pump:
     def wake(self) -> None:
         """There is something new in the log, or in the ownership table. Cheap; never waits."""
         self._wake.set()
+        if not self._sink.fenced:
+            self._source.wake_local()
 
     def flush(self, timeout_s: float = 30.0) -> bool:
         """Wait until everything committed when this was called is in the sink, and durable there.
@@ -159,20 +178,18 @@ class Pump:
         """End the thread and close the sink.
 
         Args:
-            flush: Carry over everything committed first, and, for a local sink, mark its store as
-                cleanly stopped; the node must not commit any more then.
+            flush: Carry over everything committed first.
             timeout_s: How long the flush may take.
 
         Returns:
             Whether everything committed is in the sink (always False without ``flush``).
         """
         flushed = flush and self._thread is not None and self.flush(timeout_s)
-        self._mark_clean = flushed
         self._stopping.set()
-        self._wake.set()
+        self.wake()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
-        return flushed and self._mark_clean
+        return flushed
 
     def status(self) -> PumpStatus:
         """What the pump is doing now."""
@@ -228,8 +245,8 @@ class Pump:
         """
         future: Future[T] = Future()
         self._calls.append((run, future))
-        self._wake.set()
-        if self._state in ("stopped", "refused"):
+        self.wake()
+        if self._state in ("stopped", "refused", "failed"):
             self._end_waiting()
         return future.result(timeout_s)
 
@@ -245,22 +262,35 @@ class Pump:
                     # Only stop() cuts a back-off short; being woken is no reason to hurry.
                     if self._stopping.wait(wait_s):
                         break
-                elif self._wake.wait(wait_s):
-                    self._wake.clear()
-                    self._stopping.wait(LOOK_MIN_S)
-            self._finish()
-        except SinkMismatch as error:
+                else:
+                    self._pause(wait_s)
+        except (SinkMismatch, StoreDamaged) as error:
             self._fail("refused", error)
             if not self._opened.done():
                 self._opened.set_exception(error)
+        except StoreFailed as error:
+            self._fail("failed", error)
+            if self._fatal is not None:
+                self._fatal(error)
         finally:
-            if self._state != "refused":
+            if self._state not in ("refused", "failed"):
                 self._state = "stopped"
             if not self._opened.done():
                 self._opened.set_result(None)
             with contextlib.suppress(SpaceGridError):
                 self._sink.close()
             self._end_waiting()
+
+    def _pause(self, wait_s: float) -> None:
+        """Wait for the next round; an answer that waits for a local sink ends it at once."""
+        if self._sink.fenced:
+            self._wake.wait(wait_s)
+        else:
+            self._asked = self._source.wait_local(wait_s)
+        if self._wake.is_set():
+            self._wake.clear()
+            if not self._asked:
+                self._stopping.wait(LOOK_MIN_S)
 
     def _attempt(self) -> float:
         """One round; how long to wait before the next."""
@@ -269,7 +299,7 @@ class Pump:
                 self._sink.open()
                 self._state = "running"
             wait_s = self._round()
-        except SinkMismatch:
+        except (SinkMismatch, StoreDamaged, StoreFailed):
             raise
         except Exception as error:
             # Nothing was advanced, so trying again is always right; a bug shows in the status.
@@ -296,17 +326,6 @@ class Pump:
         self._error = text
         self._state = state
 
-    def _finish(self) -> None:
-        if not self._mark_clean or self._sink.fenced:
-            return
-        try:
-            self._look()
-            positions = self._plan.clean_positions()
-            cast(LocalSink, self._sink).mark_clean(positions, self._source.streams)
-        except Exception as error:
-            self._mark_clean = False
-            self._fail("stopped", error)
-
     def _end_waiting(self) -> None:
         error = SinkUnavailable(f"pump {self.name!r} has ended", sink=self._sink.name)
         while self._calls:
@@ -319,14 +338,22 @@ class Pump:
     def _round(self) -> float:
         # Calls first: the look that follows then covers every flush that they began.
         self._run_calls()
-        self._look()
+        asked, self._asked = self._asked, False
         began_s = now_s = self._clock()
+        if not asked or self._flushes or began_s - self._looked_s >= LOOK_MAX_S:
+            self._look()
+            self._looked_s = began_s
         pressed = bool(self._flushes) or self._source.status()["log_bytes"] >= LOG_BYTES_PRESSING
+        if asked:
+            # Whatever there is, in full batches, until nothing is left: they share the fsyncs.
+            self._due = max(self._due, self._batch_records)
         due = max(self._due, self._pace.due(self._plan.lag_records(), now_s, pressed=pressed))
         while due > 0 and not self._stopping.is_set():
             count = self._write_batch()
             due = due - count if count else 0
             now_s = self._clock()
+            if self._written is not None:
+                self._written()
             if self._calls or now_s - began_s > LOOK_MAX_S:
                 break
         self._due = due
@@ -341,7 +368,7 @@ class Pump:
             run, future = self._calls.popleft()
             try:
                 future.set_result(run())
-            except SinkUnavailable as error:
+            except (SinkUnavailable, StoreFailed) as error:
                 future.set_exception(error)
                 raise
             except Exception as error:
@@ -381,6 +408,7 @@ class Pump:
             position = granted[partition] or (0, 0)
             if self._source.set_cursor(self.name, partition, *position):
                 self._plan.take(partition, position)
+                self._report(partition)
             else:
                 gaps.append(partition)
         self._parked_count = self._count_parked()
@@ -420,6 +448,7 @@ class Pump:
                 self._plan.refuse(resync.partition)
             else:
                 self._plan.take(resync.partition, resync.position)
+                self._report(resync.partition)
         done = len(resyncs) - len(outcome.taken_away)
         self._resync_count += done
         self._written_rows += outcome.rows
@@ -459,8 +488,17 @@ class Pump:
     def _settle(self, partition: int, position: Position) -> None:
         if self._source.set_cursor(self.name, partition, *position):
             self._plan.advance(partition, position)
+            self._report(partition)
         else:
             self._plan.retake(partition)
+
+    def _report(self, partition: int) -> None:
+        """Tell the node what of a partition survives a loss of power here."""
+        if self._sink.fenced:
+            return
+        position = cast(LocalSink, self._sink).persisted(partition)
+        if position is not None:
+            self._source.set_persisted(partition, *position)
 
     def _gather(self) -> list[Part]:
         """Whole records of as many partitions as fit a batch, beginning elsewhere each time."""
@@ -482,7 +520,8 @@ class Pump:
                 # Lost and won, or left and joined, between two looks: to be taken over anew.
                 self._plan.retake(partition)
                 continue
-            parts.append(Part(partition, epoch, after, last, record_count, changes))
+            results = b"" if self._sink.fenced else self._source.streams(partition)
+            parts.append(Part(partition, epoch, after, last, record_count, changes, results))
             records_left -= record_count
             bytes_left -= sum(len(c[2]) + len(c[3] or b"") for c in changes)
             if records_left <= 0 or bytes_left <= 0:

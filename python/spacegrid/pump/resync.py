@@ -2,14 +2,17 @@
 
 The first chunk names a position; the log is pinned there, and everything after it is read from the
 log later. So a chunk may already hold newer images: the log brings them again, in order, and ends
-at the same state.
+at the same state. Up to where it may, the last chunk tells: a local sink calls its copy whole only
+from there on, and a shared sink commits only what the copies' own disks have (PROTOCOL.md section 10).
 
 Who calls: `spacegrid.pump.pump`.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from spacegrid.limits import SNAPSHOT_CHUNK_BYTES
@@ -21,6 +24,9 @@ __all__ = ["begin_resync", "group_by_size"]
 RESYNC_ENTRIES_MAX: Final = 200_000
 """Entries of the partitions that are rewritten in one transaction; a larger one goes alone."""
 RESYNC_ATTEMPTS: Final = 3
+PERSIST_TIMEOUT_S: Final = 10.0
+"""How long a dump waits for the copies' disks before it is begun anew."""
+PERSIST_POLL_S: Final = 0.01
 
 
 def group_by_size(partitions: Sequence[int], entries: Mapping[int, int]) -> Iterator[list[int]]:
@@ -63,14 +69,47 @@ def begin_resync(source: LogSource, name: str, partition: int, epoch: int) -> Re
         except LookupError:
             return None
         if source.set_cursor(name, partition, *position):
-            return Resync(partition, epoch, position, _chunks(source, partition, entries, after))
+            chunks = _Chunks(source, name, partition, position[1], entries, after)
+            results = partial(source.streams, partition)
+            return Resync(partition, epoch, position, chunks, lambda: chunks.end, results)
     return None
 
 
-def _chunks(
-    source: LogSource, partition: int, entries: list[Entry], after: bytes
-) -> Iterator[list[Entry]]:
-    yield entries
-    while after:
-        _, entries, after = source.snapshot(partition, after, SNAPSHOT_CHUNK_BYTES)
-        yield entries
+class _Chunks:
+    """The chunks of one partition, read once; `end` is known after the last one."""
+
+    def __init__(
+        self,
+        source: LogSource,
+        name: str,
+        partition: int,
+        sequence: int,
+        entries: list[Entry],
+        after: bytes,
+    ) -> None:
+        self.end = sequence
+        self._source = source
+        self._shared = name == "shared"
+        self._partition = partition
+        self._first = entries
+        self._after = after
+
+    def __iter__(self) -> Iterator[list[Entry]]:
+        yield self._first
+        after = self._after
+        while after:
+            position, entries, after = self._source.snapshot(
+                self._partition, after, SNAPSHOT_CHUNK_BYTES
+            )
+            self.end = max(self.end, position[1])
+            yield entries
+        if self._shared:
+            self._wait_persisted()
+
+    def _wait_persisted(self) -> None:
+        """Return when a restart from the copies' own disks is not behind these chunks."""
+        deadline_s = time.monotonic() + PERSIST_TIMEOUT_S
+        while not self._source.shared_may_read(self._partition, self.end):
+            if time.monotonic() > deadline_s:
+                raise LookupError(f"partition {self._partition} is not on its copies' disks yet")
+            time.sleep(PERSIST_POLL_S)

@@ -37,6 +37,18 @@ class LogSource(Protocol):
     def drop_cursor(self, name: str, partition: int) -> None:
         """Remove a cursor; it no longer pins the log."""
 
+    def set_persisted(self, partition: int, epoch: int, sequence: int) -> None:
+        """This node's own disk has the partition, fsynced, up to that position."""
+
+    def shared_may_read(self, partition: int, sequence: int) -> bool:
+        """Whether every in-sync copy with a disk has fsynced up to there."""
+
+    def wait_local(self, timeout_s: float) -> bool:
+        """Wait until woken, for the local pump; whether an answer waits for its disk."""
+
+    def wake_local(self) -> None:
+        """End `wait_local`, the one under way or the next."""
+
     def pump_ready(self, name: str) -> list[int]:
         """Partitions with committed records past the cursor, or without a cursor."""
 

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 __all__ = ["PumpState", "PumpStatus"]
 
-PumpState: TypeAlias = Literal["starting", "running", "retrying", "refused", "stopped"]
+PumpState: TypeAlias = Literal["starting", "running", "retrying", "refused", "failed", "stopped"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class PumpStatus:
         name: "shared" or "local".
         sink: The sink's name, without credentials.
         state: "retrying": the sink is away and nothing is dropped; "refused": it belongs to another
-            cluster or layout, the pump has ended.
+            cluster or layout, the pump has ended; "failed": the node's own disk did.
         partition_count: Partitions that it writes now.
         lag_records: Committed records not yet in the sink.
         lag_ms: How long the oldest of them has been known to the pump; 0 when there is none.

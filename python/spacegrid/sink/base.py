@@ -55,6 +55,7 @@ class Part:
         last: Position that it brings the partition to.
         record_count: Records in it.
         changes: Their changes in log order; those of one record share their version.
+        results: For a local sink: the partition's request results, at least up to ``last``.
     """
 
     partition: int
@@ -63,6 +64,7 @@ class Part:
     last: Position
     record_count: int
     changes: Sequence[Change]
+    results: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +76,16 @@ class Resync:
         epoch: Epoch under which the pump's node owns it.
         position: Every change up to here is in the chunks; the log is read on from here.
         chunks: Entries, read as they are asked for.
+        end: After the last chunk: the sequence up to which entries may be newer than the position.
+        results: After the last chunk: the partition's request results.
     """
 
     partition: int
     epoch: int
     position: Position
     chunks: Iterable[Sequence[Entry]]
+    end: Callable[[], int] = lambda: 0
+    results: Callable[[], bytes] = bytes
 
 
 @dataclass(slots=True)
@@ -209,15 +215,10 @@ class SharedSink(Sink, Protocol):
 
 
 class LocalSink(Sink, Protocol):
-    """One node's own disk; a cluster that was stopped cleanly starts from it."""
+    """One node's own disk; a cluster whose nodes have all ended starts from it.
 
-    def mark_clean(
-        self, positions: Mapping[int, Position], streams: Callable[[int], bytes]
-    ) -> None:
-        """Say, durably, that these partitions are whole on disk up to these positions.
+    Every method that writes returns when what it wrote survives a loss of power.
+    """
 
-        Args:
-            positions: Partition to the position its copy stopped at; those stored at another one
-                are left out.
-            streams: Partition to its request results, kept for the restart.
-        """
+    def persisted(self, partition: int) -> Position | None:
+        """Position up to which a whole copy of the partition is durable here; None: there is none."""

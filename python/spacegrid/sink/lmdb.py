@@ -3,29 +3,29 @@
 The layout is documented in docs/LMDB.md, so that anything that reads LMDB can read it. In short, in
 the directory ``lmdb`` under the node's data folder:
 
-- ``store.json``: whose store it is (format, cluster life, partition count, store id, boot id).
-- ``clean.json``: there only between a clean stop and the next load: its content is
-  {"partitions": {p: [epoch, sequence]}}.
+- ``store.json``: whose store it is (format, cluster life, partition count, store id).
 - ``owner.lock``: locked while a node has the store open.
 - ``data.mdb``: database ``entries`` (`spacegrid.sink.lmdb_layout`) and database ``meta`` with
   ``cursor/`` and ``streams/`` plus the partition (u16 BE) as keys.
 
 Invariants:
 
-- Entries and the cursor that covers them are written in one transaction. A partition without a
-  cursor is not whole (a dump was interrupted) and is begun anew.
-- ``clean.json`` is written after everything it vouches for is fsynced, and removed, durably, before
-  the first byte is loaded: a crash after that is never taken for a clean stop.
-- Batches are not fsynced (the grid's copies are what survives a crash of one node): a killed
-  process loses nothing of a batch, a loss of power can damage the file. A store that was open at a
-  loss of power (another boot id, no ``clean.json``) is therefore set aside, not read.
+- Entries, the cursor that covers them and the request results up to it are written in one
+  transaction, and a transaction is fsynced before it returns: what a cursor says is persisted. A
+  crash at any moment, a loss of power included, leaves the last whole transaction.
+- A partition without a cursor, or with one that is not whole, is no copy (a dump was interrupted).
+- After the first write or fsync that the disk failed nothing is written or vouched for any more
+  (`StoreFailed`); a disk that is merely full has written nothing and is asked again.
+- A store is read whole, in another process, before it is opened: damage is refused, not served.
 
 Who calls: the node's local pump from its own thread; before it starts, whoever loads the store.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import logging
 import os
 import time
 import uuid
@@ -38,30 +38,52 @@ from typing import Any, Final
 import lmdb
 import msgspec
 
-from spacegrid.errors import ForkedProcess, SinkMismatch, SinkUnavailable
+from spacegrid.errors import (
+    ForkedProcess,
+    SinkMismatch,
+    SinkUnavailable,
+    SpaceGridError,
+    StoreDamaged,
+    StoreFailed,
+)
 from spacegrid.sink.base import Change, Entry, Part, Position, Resync, Written
+from spacegrid.sink.lmdb_check import check_in_child
 from spacegrid.sink.lmdb_layout import (
-    CURSOR,
+    STORE_FORMAT,
+    Cursor,
     change_value,
     entry_key,
     entry_prefixes,
     meta_key,
+    open_sealed,
+    pack_cursor,
     pack_value,
+    partition_of_meta,
+    read_cursor,
     read_entry,
+    seal,
     with_prefix,
 )
 
 __all__ = ["LmdbSink", "LoadChunk"]
 
-STORE_FORMAT: Final = 1
 LIB_VERSION: Final = 0
 """The 0.9 file format, which every LMDB reader knows."""
 MAP_BYTES_FIRST: Final = 64 << 20
 MAP_BYTES_MAX: Final = 1 << 44
 LOAD_ENTRIES: Final = 2000
+"""Entries read in one read transaction, so that none of ours pins pages for long."""
+DUMP_ENTRIES: Final = 20_000
+"""A dump of at most so many entries is one transaction; a larger one has several."""
+READERS_EVERY_S: Final = 10.0
+READER_LATE_TRANSACTIONS: Final = 1_000
+
+_FULL: Final = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT))
 
 LoadChunk = tuple[int, int, int, list[Entry], bytes, bool]
 """(partition, epoch, sequence, entries, request results, last): the arguments of ``Node.load``."""
+
+log = logging.getLogger(__name__)
 
 
 class _Identity(msgspec.Struct):
@@ -71,13 +93,6 @@ class _Identity(msgspec.Struct):
     life: str
     partition_count: int
     store_id: str
-    boot_id: str
-
-
-class _Clean(msgspec.Struct):
-    """Content of clean.json."""
-
-    partitions: dict[str, tuple[int, int]]
 
 
 class LmdbSink:
@@ -113,9 +128,10 @@ class LmdbSink:
         self._meta: Any = None
         self._lock_descriptor: int | None = None
         self._process = 0
-        self._cursors: dict[int, Position] = {}
-        self._clean_consumed = False
-        self._failed_sync = ""
+        self._cursors: dict[int, Cursor] = {}
+        self._failed = ""
+        self._readers_at_s = 0.0
+        self._readers_told = ""
 
     # ---- opening ----
 
@@ -125,8 +141,11 @@ class LmdbSink:
         Raises:
             SinkMismatch: The directory belongs to another cluster, or has another format.
             SinkUnavailable: Another process has it open, or the disk refuses.
+            StoreDamaged: What is in it is not what was written.
+            StoreFailed: The disk failed it before.
         """
         self._check_process()
+        self._check_failed()
         if self._environment is not None:
             return
         with self._errors():
@@ -141,23 +160,23 @@ class LmdbSink:
 
     def _open_locked(self) -> None:
         identity = self._read_identity()
-        boot_id = _boot_id()
         if identity is None:
-            identity = _Identity(
-                STORE_FORMAT, self._life, self._partition_count, self._new_id, boot_id
-            )
-        elif identity.boot_id != boot_id and not self._clean_path.exists():
-            # The machine went down with the store open, and batches are not fsynced: its pages may
-            # be torn. Kept for a person to look at, never read by us.
-            with suppress(FileNotFoundError):
-                os.replace(self.folder / "data.mdb", self.folder / "data.mdb.unclean")
+            identity = _Identity(STORE_FORMAT, self._life, self._partition_count, self._new_id)
         data = self.folder / "data.mdb"
+        if data.exists():
+            try:
+                check_in_child(self.folder)
+            except StoreDamaged as damage:
+                raise StoreDamaged(
+                    f"{self.name} is damaged, nothing of it is served: {damage}\n"
+                    "hint: move the folder away; a node with an empty one is given its copies by "
+                    "the others",
+                    sink=self.name,
+                ) from damage
         environment = lmdb.open(
             os.fspath(self.folder),
             map_size=max(MAP_BYTES_FIRST, data.stat().st_size * 2 if data.exists() else 0),
             max_dbs=2,
-            sync=False,
-            metasync=False,
             lib_version=LIB_VERSION,
         )
         try:
@@ -166,10 +185,9 @@ class LmdbSink:
             self._meta = environment.open_db(b"meta")
             with environment.begin(db=self._meta) as reading:
                 self._cursors = {
-                    int.from_bytes(key[7:], "big"): CURSOR.unpack(value)
+                    partition_of_meta(key): read_cursor(key, value)
                     for key, value in with_prefix(reading.cursor(), b"cursor/")
                 }
-            identity.boot_id = boot_id
             _write_durably(self.folder / "store.json", msgspec.json.encode(identity))
         except BaseException:
             environment.close()
@@ -219,7 +237,7 @@ class LmdbSink:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Close the store without calling it clean. Safe to call twice."""
+        """Close the store. Safe to call twice."""
         if self._process != 0:
             self._check_process()
         environment, self._environment = self._environment, None
@@ -239,32 +257,18 @@ class LmdbSink:
 
     # ---- starting from disk ----
 
-    @property
-    def _clean_path(self) -> Path:
-        return self.folder / "clean.json"
-
     def stored_partitions(self) -> dict[int, Position]:
-        """Copies that a clean stop left here, with their positions; none after a crash.
-
-        For a node's registration, before `load`.
-        """
+        """Whole copies that are here, with their positions; for a node's registration."""
         self.open()
-        with self._errors():
-            try:
-                data = self._clean_path.read_bytes()
-            except FileNotFoundError:
-                return {}
-        try:
-            clean = msgspec.json.decode(data, type=_Clean)
-            stored = {int(p): position for p, position in clean.partitions.items()}
-        except (msgspec.MsgspecError, ValueError) as error:
-            raise SinkMismatch(f"{self.name}: clean.json is damaged: {error}") from error
-        return {p: at for p, at in stored.items() if self._cursors.get(p) == at}
+        return {p: cursor.position for p, cursor in self._cursors.items() if cursor.whole}
+
+    def persisted(self, partition: int) -> Position | None:
+        """Position up to which a partition is fsynced here; None: there is no whole copy."""
+        cursor = self._cursors.get(partition)
+        return cursor.position if cursor is not None and cursor.whole else None
 
     def load(self) -> Iterator[LoadChunk]:
-        """Read what a clean stop left here, once.
-
-        The mark of the clean stop is gone, durably, before this returns.
+        """Read the whole copies that are here.
 
         Returns:
             Arguments for ``Node.load``, at most `LOAD_ENTRIES` entries each.
@@ -272,175 +276,191 @@ class LmdbSink:
         Raises:
             SinkMismatch: The store belongs to another cluster.
             SinkUnavailable: The disk refuses, or another process has the store open.
+            StoreDamaged: What is in it is not what was written.
         """
-        stored = self.stored_partitions()
-        self._consume_clean()
-        return self._load(stored)
+        for partition, (epoch, sequence) in sorted(self.stored_partitions().items()):
+            for prefix in entry_prefixes(partition):
+                after: bytes | None = None
+                while (page := self._page(prefix, after))[0]:
+                    yield partition, epoch, sequence, page[0], b"", False
+                    after = page[1]
+            yield partition, epoch, sequence, [], self._streams(partition), True
 
-    def _consume_clean(self) -> None:
-        """Remove the mark of a clean stop before anything makes it untrue."""
-        if not self._clean_consumed:
-            with self._errors():
-                with suppress(FileNotFoundError):
-                    self._clean_path.unlink()
-                _sync_folder(self.folder)
-            self._clean_consumed = True
+    def _page(self, prefix: bytes, after: bytes | None) -> tuple[list[Entry], bytes]:
+        """Some entries behind a key, and the last key."""
+        entries: list[Entry] = []
+        last = after or b""
+        with self._errors(), self._environment.begin(db=self._entries) as reading:
+            for key, value in with_prefix(reading.cursor(), prefix, after):
+                entries.append(read_entry(key, value))
+                last = key
+                if len(entries) == LOAD_ENTRIES:
+                    break
+        return entries, last
 
-    def _load(self, stored: Mapping[int, Position]) -> Iterator[LoadChunk]:
-        for partition, (epoch, sequence) in sorted(stored.items()):
-            with self._errors(), self._environment.begin() as reading:
-                streams = reading.get(meta_key(b"streams/", partition), db=self._meta) or b""
-                chunk: list[Entry] = []
-                for prefix in entry_prefixes(partition):
-                    for key, value in with_prefix(reading.cursor(db=self._entries), prefix):
-                        if len(chunk) == LOAD_ENTRIES:
-                            yield partition, epoch, sequence, chunk, b"", False
-                            chunk = []
-                        chunk.append(read_entry(key, value))
-                yield partition, epoch, sequence, chunk, streams, True
+    def _streams(self, partition: int) -> bytes:
+        key = meta_key(b"streams/", partition)
+        with self._errors(), self._environment.begin(db=self._meta) as reading:
+            data = reading.get(key)
+        return b"" if data is None else open_sealed(key, data)
 
     # ---- owning partitions ----
 
     def take(self, wanted: Mapping[int, int]) -> dict[int, Position | None]:
         """Where each partition's entries on disk are at; half a dump is deleted."""
         self.open()
-        self._consume_clean()
-        for partition in wanted:
-            if partition not in self._cursors:
-                self._transact(partial(self._delete, partition))
-        return {partition: self._cursors.get(partition) for partition in wanted}
+        torn = [
+            partition
+            for partition in wanted
+            if partition not in self._cursors or not self._cursors[partition].whole
+        ]
+        if torn:
+            self._transact(partial(self._delete, torn))
+            for partition in torn:
+                self._cursors.pop(partition, None)
+        return {partition: self.persisted(partition) for partition in wanted}
 
     def let_go(self, partitions: Sequence[int], *, gone: bool) -> None:
         """Stop writing; delete what is on disk when the copy is gone."""
-        if not gone:
+        if not gone or not partitions:
             return
         self.open()
-        self._consume_clean()
+        self._transact(partial(self._delete, partitions))
         for partition in partitions:
-            self._transact(partial(self._delete, partition))
             self._cursors.pop(partition, None)
 
     # ---- batches ----
 
     def write(self, parts: Sequence[Part]) -> Written:
-        """Write a batch in one transaction."""
+        """Write a batch in one transaction; when this returns it is fsynced."""
         self.open()
+        self._watch_readers()
         written = Written()
-        due: list[Part] = []
+        due: list[tuple[Part, Cursor]] = []
         for part in parts:
-            stored = self._cursors.get(part.partition, (0, 0))
-            if stored == part.after:
-                due.append(part)
+            stored = self._cursors.get(part.partition, Cursor((0, 0), 0))
+            if stored.position == part.after:
+                due.append((part, Cursor(part.last, stored.whole_from)))
             else:
-                written.moved[part.partition] = stored
+                written.moved[part.partition] = stored.position
         if due:
             written.rows = self._transact(partial(self._write, due))
-            self._cursors.update((part.partition, part.last) for part in due)
+            self._cursors.update((part.partition, cursor) for part, cursor in due)
         return written
 
-    def _write(self, due: Sequence[Part], writing: Any) -> int:
-        last: dict[bytes, tuple[bytes, Change]] = {}
-        for part in due:
+    def _write(self, due: Sequence[tuple[Part, Cursor]], writing: Any) -> int:
+        last: dict[bytes, Change] = {}
+        for part, _ in due:
             prefix = part.partition.to_bytes(2, "big")
             for change in part.changes:
-                last[entry_key(part.partition, change[0], change[2], prefix)] = (prefix, change)
+                last[entry_key(part.partition, change[0], change[2], prefix)] = change
         puts: list[tuple[bytes, bytes]] = []
-        for key, (_, change) in sorted(last.items()):
+        for key, change in sorted(last.items()):
             if change[3] is None:
                 writing.delete(key, db=self._entries)
             else:
-                puts.append((key, change_value(change)))
+                puts.append((key, change_value(key, change)))
         if puts:
             with writing.cursor(db=self._entries) as cursor:
                 cursor.putmulti(puts)
-        cursors = [(meta_key(b"cursor/", p.partition), CURSOR.pack(*p.last)) for p in due]
-        with writing.cursor(db=self._meta) as cursor:
-            cursor.putmulti(sorted(cursors))
+        for part, moved in due:
+            self._put_meta(part.partition, moved, part.results, writing)
         return len(last)
 
     def resync(self, resyncs: Sequence[Resync]) -> Written:
-        """Replace copies on disk, a chunk a transaction; the cursor comes last."""
+        """Replace copies on disk; small ones in one transaction, with no moment without a copy."""
         self.open()
         written = Written()
+        small: list[tuple[Resync, list[Entry]]] = []
+        size = 0
         for resync in resyncs:
-            partition = resync.partition
-            self._cursors.pop(partition, None)
-            self._transact(partial(self._delete, partition))
-            for chunk in resync.chunks:
-                self._transact(partial(self._dump, partition, chunk))
-                written.rows += len(chunk)
-            self._transact(partial(self._put_cursor, partition, resync.position))
-            self._cursors[partition] = resync.position
+            entries, rest = _first(resync.chunks, DUMP_ENTRIES)
+            written.rows += len(entries)
+            if rest is not None:
+                written.rows += self._dump_large(resync, entries, rest)
+                continue
+            small.append((resync, entries))
+            size += len(entries)
+            if size > DUMP_ENTRIES:
+                self._dump_small(small)
+                small, size = [], 0
+        self._dump_small(small)
         return written
 
+    def _dump_small(self, dumps: Sequence[tuple[Resync, list[Entry]]]) -> None:
+        cursors = {resync.partition: _cursor_of(resync) for resync, _ in dumps}
+
+        def run(writing: Any) -> None:
+            self._delete(list(cursors), writing)
+            for resync, entries in dumps:
+                self._dump(resync.partition, entries, writing)
+                self._put_meta(
+                    resync.partition, cursors[resync.partition], resync.results(), writing
+                )
+
+        if dumps:
+            self._transact(run)
+            self._cursors.update(cursors)
+
+    def _dump_large(
+        self, resync: Resync, entries: list[Entry], rest: Iterator[Sequence[Entry]]
+    ) -> int:
+        """A chunk a transaction, the cursor last; how many entries came after the first ones."""
+        partition, count = resync.partition, 0
+        self._cursors.pop(partition, None)
+        self._transact(partial(self._delete, [partition]))
+        self._transact(partial(self._dump, partition, entries))
+        for chunk in rest:
+            self._transact(partial(self._dump, partition, chunk))
+            count += len(chunk)
+        cursor = _cursor_of(resync)
+        self._transact(partial(self._put_meta, partition, cursor, resync.results()))
+        self._cursors[partition] = cursor
+        return count
+
     def _dump(self, partition: int, chunk: Iterable[Entry], writing: Any) -> None:
-        puts = sorted(
-            (
-                entry_key(partition, name, key),
-                pack_value(key, value, codec, version, expires, schema),
-            )
-            for name, schema, key, value, codec, version, expires in chunk
-        )
+        puts: list[tuple[bytes, bytes]] = []
+        for name, schema, key, value, codec, version, expires in chunk:
+            stored_key = entry_key(partition, name, key)
+            packed = pack_value(stored_key, key, value, codec, version, expires, schema)
+            puts.append((stored_key, packed))
         with writing.cursor(db=self._entries) as cursor:
-            cursor.putmulti(puts)
+            cursor.putmulti(sorted(puts))
 
-    def _put_cursor(self, partition: int, position: Position, writing: Any) -> None:
-        writing.put(meta_key(b"cursor/", partition), CURSOR.pack(*position), db=self._meta)
+    def _put_meta(self, partition: int, cursor: Cursor, results: bytes, writing: Any) -> None:
+        writing.put(meta_key(b"cursor/", partition), pack_cursor(partition, cursor), db=self._meta)
+        key = meta_key(b"streams/", partition)
+        writing.put(key, seal(key, results), db=self._meta)
 
-    def _delete(self, partition: int, writing: Any) -> None:
-        writing.delete(meta_key(b"cursor/", partition), db=self._meta)
-        writing.delete(meta_key(b"streams/", partition), db=self._meta)
-        with writing.cursor(db=self._entries) as cursor:
-            for prefix in entry_prefixes(partition):
-                while cursor.set_range(prefix) and cursor.key().startswith(prefix):
-                    cursor.delete()
-
-    # ---- stopping ----
+    def _delete(self, partitions: Sequence[int], writing: Any) -> None:
+        for partition in partitions:
+            writing.delete(meta_key(b"cursor/", partition), db=self._meta)
+            writing.delete(meta_key(b"streams/", partition), db=self._meta)
+            with writing.cursor(db=self._entries) as cursor:
+                for prefix in entry_prefixes(partition):
+                    while cursor.set_range(prefix) and cursor.key().startswith(prefix):
+                        cursor.delete()
 
     def sync(self) -> None:
-        """Fsync everything written so far.
+        """Nothing to wait for: every transaction was fsynced before it returned.
 
         Raises:
-            SinkUnavailable: The disk refused. After one failed fsync nothing is vouched for by this
-                object any more, since the pages it was about may be gone from the cache.
+            StoreFailed: One of them was not.
         """
         self.open()
-        if self._failed_sync:
-            raise SinkUnavailable(
-                f"{self.name}: an earlier fsync failed: {self._failed_sync}", sink=self.name
-            )
-        try:
-            with self._errors():
-                self._environment.sync(True)
-        except SinkUnavailable as error:
-            self._failed_sync = str(error)
-            raise
-
-    def mark_clean(
-        self, positions: Mapping[int, Position], streams: Callable[[int], bytes]
-    ) -> None:
-        """Write the mark of a clean stop for what is on disk up to these positions."""
-        self.open()
-        whole = {p: at for p, at in positions.items() if self._cursors.get(p) == at}
-
-        def put_streams(writing: Any) -> None:
-            for partition, blob in blobs.items():
-                writing.put(meta_key(b"streams/", partition), blob, db=self._meta)
-
-        blobs = {partition: streams(partition) for partition in whole}
-        self._transact(put_streams)
-        self.sync()
-        clean = _Clean({str(partition): at for partition, at in sorted(whole.items())})
-        with self._errors():
-            _write_durably(self._clean_path, msgspec.json.encode(clean))
 
     # ---- the environment ----
 
     def _transact(self, run: Callable[[Any], Any]) -> Any:
-        """Run in one write transaction; the map grows until it fits."""
+        """Run in one write transaction; the map grows until it fits.
+
+        Raises:
+            SinkUnavailable: The disk is full: nothing was written.
+            StoreFailed: The disk failed it: whether it was written nobody can say.
+        """
         while True:
             try:
-                with self._errors(), self._environment.begin(write=True) as writing:
+                with self._errors(writing=True), self._environment.begin(write=True) as writing:
                     return run(writing)
             except lmdb.MapFullError:
                 size = self._environment.info()["map_size"] * 2
@@ -452,6 +472,28 @@ class LmdbSink:
                 with self._errors():
                     self._environment.set_mapsize(size)
 
+    def _watch_readers(self) -> None:
+        """Give back the places of dead readers; say who keeps the file from reusing its pages."""
+        now_s = time.monotonic()
+        if now_s - self._readers_at_s < READERS_EVERY_S:
+            return
+        self._readers_at_s = now_s
+        self._environment.reader_check()
+        late = _late_readers(self._environment)
+        if late and late != self._readers_told:
+            log.warning(
+                "%s: process %s has had a read transaction open for over %d transactions; the file "
+                "grows until it ends it",
+                self.name,
+                late,
+                READER_LATE_TRANSACTIONS,
+            )
+        self._readers_told = late
+
+    def _check_failed(self) -> None:
+        if self._failed:
+            raise StoreFailed(f"{self.name} is out of service: {self._failed}", sink=self.name)
+
     def _check_process(self) -> None:
         if self._process not in (0, os.getpid()):
             raise ForkedProcess(
@@ -460,21 +502,50 @@ class LmdbSink:
             )
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self, *, writing: bool = False) -> Iterator[None]:
         try:
             yield
-        except lmdb.MapFullError:
+        except (lmdb.MapFullError, SpaceGridError):
             raise
         except (lmdb.Error, OSError) as error:
-            raise SinkUnavailable(f"{self.name}: {error}", sink=self.name) from error
+            if not writing or any(text in str(error) for text in _FULL):
+                raise SinkUnavailable(f"{self.name}: {error}", sink=self.name) from error
+            self._failed = str(error)
+            raise StoreFailed(
+                f"{self.name}: the disk failed a write: {error}\n"
+                "hint: nothing more is written there; check the disk, then start the node again",
+                sink=self.name,
+            ) from error
 
 
-def _boot_id() -> str:
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        # Without the kernel's word every unclean start is taken for a loss of power.
-        return f"unknown-{time.time_ns()}"
+def _cursor_of(resync: Resync) -> Cursor:
+    return Cursor(resync.position, resync.end())
+
+
+def _first(
+    chunks: Iterable[Sequence[Entry]], count_max: int
+) -> tuple[list[Entry], Iterator[Sequence[Entry]] | None]:
+    """The first entries of a dump, and the chunks behind them; None: that was all."""
+    entries: list[Entry] = []
+    iterator = iter(chunks)
+    for chunk in iterator:
+        entries.extend(chunk)
+        if len(entries) > count_max:
+            return entries, iterator
+    return entries, None
+
+
+def _late_readers(environment: Any) -> str:
+    """Processes other than this one whose read transaction is far behind, as text."""
+    newest = environment.info()["last_txnid"]
+    late = set()
+    for line in environment.readers().splitlines():
+        fields = line.split()
+        if len(fields) == 3 and fields[0].isdigit() and fields[2].isdigit():
+            pid, transaction = int(fields[0]), int(fields[2])
+            if pid != os.getpid() and newest - transaction > READER_LATE_TRANSACTIONS:
+                late.add(pid)
+    return ", ".join(str(pid) for pid in sorted(late))
 
 
 def _write_durably(path: Path, data: bytes) -> None:

@@ -40,6 +40,7 @@ class Status(IntEnum):
     TOO_LARGE = 18
     WRONG_ROUTING_KEY = 19
     PERMISSION = 20
+    DURABILITY_UNAVAILABLE = 21
 
 
 TIMEOUT: Final = 255
@@ -81,6 +82,11 @@ _TEXT: Final[dict[int, tuple[type[errors.SpaceGridError], str]]] = {
     Status.PERMISSION: (
         errors.PermissionDenied,
         "the token's role does not allow it\nhint: ask with a token of a higher role",
+    ),
+    Status.DURABILITY_UNAVAILABLE: (
+        errors.DurabilityUnavailable,
+        "persisted was asked for, and a node with a copy has no data folder\n"
+        "hint: start every node with --data, or ask for durability='replicated'",
     ),
 }
 

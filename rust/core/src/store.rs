@@ -67,6 +67,11 @@ impl Quota {
         Ok(())
     }
 
+    /// Whether everything that may be used is.
+    pub fn is_full(&self) -> bool {
+        self.limit() != 0 && self.used() >= self.limit()
+    }
+
     /// Counts `bytes` as used.
     pub fn charge(&self, bytes: u64) {
         self.0.used.fetch_add(bytes, Ordering::Relaxed);

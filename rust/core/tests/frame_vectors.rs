@@ -56,9 +56,10 @@ fn read_reply(frame: &[u8]) -> Result<Vec<String>, &'static str> {
     let mut items = vec![format!("stream={}", frame.stream)];
     for one in frame.replies() {
         items.push(format!(
-            "number={} status={} codec={} copies={} version={} value={}",
+            "number={} status={} flags={} codec={} copies={} version={} value={}",
             one.number,
             one.status,
+            one.flags,
             one.codec,
             one.copies,
             one.version,

@@ -8,6 +8,7 @@
 //! Over 500 lines in one room: it is one class, and its methods are few lines each.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pyo3::exceptions::{PyLookupError, PyValueError};
 use pyo3::prelude::*;
@@ -17,7 +18,7 @@ use spacegrid_core::gate::Rights;
 use spacegrid_core::limits::LOG_BYTES_DEFAULT;
 use spacegrid_core::record::{Change, Position, decode_checked};
 use spacegrid_core::replica::{
-    Config, Effects as CoreEffects, LOCAL, Node as CoreNode, Ownership, Role, SHARED, State,
+    Config, Effects as CoreEffects, LOCAL, Node as CoreNode, Ownership, Ring, Role, SHARED, State,
     TailCopy,
 };
 
@@ -350,6 +351,39 @@ impl Node {
             spacegrid_core::replica::Partition,
         >| { partition.set_cursor(name, at) };
         Ok(with_partition(py, &self.core, partition, set).unwrap_or(false))
+    }
+
+    fn set_persisted(
+        &self,
+        py: Python<'_>,
+        partition: u32,
+        epoch: u32,
+        sequence: u64,
+    ) -> PyResult<()> {
+        let at = position(epoch, sequence)?;
+        py.detach(|| self.core.set_persisted(partition, at));
+        Ok(())
+    }
+
+    fn shared_may_read(&self, py: Python<'_>, partition: u32, sequence: u64) -> bool {
+        with_partition(py, &self.core, partition, |partition| partition.shared_may_read(sequence))
+            .unwrap_or(false)
+    }
+
+    fn wait_local(&self, py: Python<'_>, timeout_s: f64) -> bool {
+        let timeout = Duration::try_from_secs_f64(timeout_s).unwrap_or(Duration::ZERO);
+        let doorbell = self.core.doorbell();
+        py.detach(|| {
+            let mut ring = doorbell.ring.lock();
+            if *ring == Ring::Silent {
+                doorbell.bell.wait_for(&mut ring, timeout);
+            }
+            std::mem::take(&mut *ring) == Ring::Asked
+        })
+    }
+
+    fn wake_local(&self) {
+        self.core.doorbell().ring(Ring::Woken);
     }
 
     fn advance_cursor(

@@ -22,6 +22,8 @@ const FRAME_OVERHEAD_BYTES: usize = 40;
 pub(super) struct MapName {
     pub name: Box<str>,
     pub schema: u32,
+    /// Flags of every operation on it that changes something.
+    pub flags: u8,
 }
 
 /// What a buffer is for.

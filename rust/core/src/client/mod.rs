@@ -39,7 +39,7 @@ use self::open::OpenNumbers;
 use self::window::{Pending, State, Window};
 use crate::error::{CoreError, Result};
 use crate::frame::request::{
-    CODEC_BYTES, FLAG_IF_ABSENT, FLAG_TOKEN, FLAG_TTL, FLAG_VERSION, Head, Parts, check_parts,
+    CODEC_BYTES, FLAG_IF_ABSENT, FLAG_PERSISTED, FLAG_TOKEN, FLAG_TTL, FLAG_VERSION, Head, Parts, check_parts,
     encode_operation,
 };
 use crate::frame::request::{Chain, Opcode, Token};
@@ -290,8 +290,15 @@ impl<W> Client<W> {
     pub fn add_map(&mut self, name: &str, schema: u32) -> Result<u16> {
         check_name(name)?;
         check_size("the number of maps", self.maps.len() + 1, MAPS_MAX)?;
-        self.maps.push(MapName { name: name.into(), schema });
+        self.maps.push(MapName { name: name.into(), schema, flags: 0 });
         Ok((self.maps.len() - 1) as u16)
+    }
+
+    /// As [`Client::add_map`]; what changes it is answered only when it is on the copies' disks.
+    pub fn add_persisted_map(&mut self, name: &str, schema: u32) -> Result<u16> {
+        let index = self.add_map(name, schema)?;
+        self.maps[usize::from(index)].flags = FLAG_PERSISTED;
+        Ok(index)
     }
 
     /// Refuses a request that [`Client::queue`] would refuse, when there is room for `more` like
@@ -365,7 +372,8 @@ impl<W> Client<W> {
         let id = self.room(slot, number, length, name_bytes);
         let buffer = self.buffers.get_mut(id);
         let offset = buffer.operations.len();
-        let flags = request.all_flags();
+        let of_map = self.maps[usize::from(request.map)].flags;
+        let flags = request.all_flags() | if request.opcode.is_mutating() { of_map } else { 0 };
         let head = Head {
             opcode: request.opcode,
             flags,

@@ -8,7 +8,7 @@
 use crate::error::{CoreError, Result};
 use crate::limits::{
     EPOCH_MAX, KEY_BYTES_MAX, PARTITIONS_MAX, PEER_FRAME_BYTES_MAX, RECORD_BYTES_MAX,
-    VALUE_BYTES_MAX, check_size,
+    SEQUENCE_MAX, VALUE_BYTES_MAX, check_size,
 };
 use crate::record::Position;
 
@@ -24,6 +24,10 @@ const ANSWER: u8 = 2;
 const JOIN_START: u8 = 3;
 const CHUNK: u8 = 4;
 const CHUNK_ACK: u8 = 5;
+const COPY_STATE: u8 = 6;
+const PERSIST: u8 = 7;
+const STATE_DISK: u8 = 1;
+const STATE_FULL: u8 = 2;
 
 /// What every message begins with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +84,24 @@ pub enum Message<'a> {
         /// Number of the piece.
         index: u32,
     },
+    /// How a copy is, apart from its log.
+    CopyState(CopyState),
+    /// Somebody waits until the copy's own disk has the records up to here.
+    Persist {
+        /// Sequence.
+        sequence: u64,
+    },
+}
+
+/// How a copy is, apart from its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyState {
+    /// Its own disk has the committed records up to this sequence, fsynced.
+    pub persisted: u64,
+    /// It has a disk of its own.
+    pub disk: bool,
+    /// Its memory quota is used up.
+    pub full: bool,
 }
 
 /// Length-prefixed records of an append, checked when the frame was decoded.
@@ -182,9 +204,24 @@ fn read_message<'a>(reader: &mut Reader<'a>) -> Result<(Header, Message<'a>)> {
         JOIN_START => Message::JoinStart { base: position(reader, "the base")? },
         CHUNK => read_chunk(reader)?,
         CHUNK_ACK => Message::ChunkAck { index: reader.u32("the chunk's index")? },
+        COPY_STATE => Message::CopyState(read_copy_state(reader)?),
+        PERSIST => Message::Persist { sequence: sequence(reader)? },
         _ => return Err(CoreError::Invalid { what: "the message kind", value: u64::from(kind) }),
     };
     Ok((header, message))
+}
+
+fn sequence(reader: &mut Reader<'_>) -> Result<u64> {
+    let sequence = reader.u64("a persisted sequence")?;
+    require(sequence <= SEQUENCE_MAX, "a persisted sequence", sequence)?;
+    Ok(sequence)
+}
+
+fn read_copy_state(reader: &mut Reader<'_>) -> Result<CopyState> {
+    let persisted = sequence(reader)?;
+    let flags = reader.u8("the state of a copy")?;
+    require(flags & !(STATE_DISK | STATE_FULL) == 0, "the state of a copy", u64::from(flags))?;
+    Ok(CopyState { persisted, disk: flags & STATE_DISK != 0, full: flags & STATE_FULL != 0 })
 }
 
 fn read_append<'a>(reader: &mut Reader<'a>) -> Result<Message<'a>> {
@@ -327,6 +364,20 @@ impl PeerWriter {
     pub fn chunk_ack(&mut self, header: Header, index: u32) {
         self.begin(CHUNK_ACK, header, 64);
         self.frame.extend_from_slice(&index.to_le_bytes());
+    }
+
+    /// Say how this copy is.
+    pub fn copy_state(&mut self, header: Header, state: CopyState) {
+        self.begin(COPY_STATE, header, 64);
+        self.frame.extend_from_slice(&state.persisted.to_le_bytes());
+        let disk = if state.disk { STATE_DISK } else { 0 };
+        self.frame.push(disk | if state.full { STATE_FULL } else { 0 });
+    }
+
+    /// Ask for what is committed up to `sequence` to be fsynced.
+    pub fn persist(&mut self, header: Header, sequence: u64) {
+        self.begin(PERSIST, header, 64);
+        self.frame.extend_from_slice(&sequence.to_le_bytes());
     }
 
     /// The finished frames, in sending order.

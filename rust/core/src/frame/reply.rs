@@ -49,8 +49,10 @@ pub mod status {
     pub const WRONG_ROUTING_KEY: u8 = 19;
     /// The caller's role does not allow it; surely not applied.
     pub const PERMISSION: u8 = 20;
+    /// A persisted write where a copy has no disk; surely not applied.
+    pub const DURABILITY_UNAVAILABLE: u8 = 21;
     /// The highest status.
-    pub const MAX: u8 = PERMISSION;
+    pub const MAX: u8 = DURABILITY_UNAVAILABLE;
 
     /// Whether asking again, with the same token, may give another answer by itself.
     #[inline]
@@ -59,6 +61,8 @@ pub mod status {
     }
 }
 
+/// Flag of a reply: the change is fsynced on every complete copy's own disk.
+pub const FLAG_PERSISTED: u8 = 1;
 /// Bytes of a reply before its value.
 pub const REPLY_BYTES: usize = 20;
 /// Envelope, stream and base number.
@@ -73,7 +77,7 @@ pub struct Reply<'a> {
     pub number: u64,
     /// [`status`].
     pub status: u8,
-    /// None are defined; 0.
+    /// [`FLAG_PERSISTED`] or 0.
     pub flags: u8,
     /// How the value is encoded.
     pub codec: u8,
@@ -140,7 +144,7 @@ impl<'a> ReplyFrame<'a> {
         let head = reader.array::<REPLY_BYTES>("a reply")?;
         let delta = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
         require(head[4] <= status::MAX, "a status", u64::from(head[4]))?;
-        require(head[5] == 0, "a reply's flags", u64::from(head[5]))?;
+        require(head[5] & !FLAG_PERSISTED == 0, "a reply's flags", u64::from(head[5]))?;
         require(head[6] <= CODEC_MSGPACK, "a codec", u64::from(head[6]))?;
         let length = u32::from_le_bytes([head[8], head[9], head[10], head[11]]) as usize;
         check_size("the value's length in bytes", length, REPLY_VALUE_BYTES_MAX)?;

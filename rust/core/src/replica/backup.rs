@@ -34,6 +34,14 @@ pub struct Following {
     pub(super) chunk_ack: Option<u32>,
     /// Every shared sink has the records up to here.
     pub(super) trim: u64,
+    /// The primary waits for this node's disk up to here.
+    pub(super) persist_wanted: u64,
+    /// What the primary was told of this node's disk.
+    pub(super) persist_told: u64,
+    /// The primary was told that this node's memory is full.
+    pub(super) told_full: bool,
+    /// The primary is to be told how this copy is.
+    pub(super) state_due: bool,
 }
 
 impl Following {
@@ -67,6 +75,7 @@ impl Partition {
             self.following.complete_at = None;
             self.greet();
         }
+        self.following.state_due |= before != self.role;
         self.mark_dirty(out);
     }
 
@@ -74,6 +83,7 @@ impl Partition {
     pub(super) fn greet(&mut self) {
         if matches!(self.role, Role::Backup | Role::Tail) {
             self.following.answer = Some((self.log.last(), false));
+            self.following.state_due = true;
         }
     }
 
@@ -124,6 +134,8 @@ impl Partition {
         self.following.answer = Some((position, true));
         self.following.trim = self.following.trim.max(trim);
         self.follow_commit(commit.sequence.min(self.following.verified));
+        self.tick_copy_state(out);
+        self.hurry(out);
     }
 
     /// Append what follows; says up to where the logs agree, or `None` when the predecessor differs.
@@ -197,6 +209,12 @@ impl Partition {
         }
         if let Some(index) = self.following.chunk_ack.take() {
             writer.chunk_ack(header, index);
+        }
+        if std::mem::take(&mut self.following.state_due) {
+            let state = self.copy_state();
+            writer.copy_state(header, state);
+            self.following.persist_told = state.persisted;
+            self.following.told_full = state.full;
         }
     }
 }

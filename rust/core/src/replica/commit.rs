@@ -75,6 +75,7 @@ impl Partition {
         }
         self.want_changes(false, out);
         self.try_commit(out);
+        self.settle_persisted(out);
         self.trim_log();
         self.mark_dirty(out);
     }
@@ -101,11 +102,10 @@ impl Partition {
             self.apply_record(next);
             self.commit = next;
         }
-        let copies = self.copies();
         while self.waiting.front().is_some_and(|(waits_for, _)| *waits_for <= sequence) {
             match self.waiting.pop_front() {
-                Some((_, Waiting::Answer { origin, answer, .. })) => {
-                    out.reply(origin, &answer.reply(origin, copies));
+                Some((waited_for, Waiting::Answer { origin, answer, .. })) => {
+                    self.deliver(waited_for, origin, answer, out);
                 }
                 Some((_, Waiting::Ticket(ticket))) => out.settled.push(ticket),
                 None => break,
@@ -203,6 +203,7 @@ impl Partition {
             }
         }
         self.followers = followers;
+        self.emit_persist(links);
     }
 
     /// The link to a copy is fresh: everything not acknowledged goes again.

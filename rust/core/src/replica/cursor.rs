@@ -48,9 +48,14 @@ impl Partition {
     pub(super) fn is_complete(&self) -> bool {
         match self.role {
             Role::Primary | Role::Backup => true,
-            Role::Tail => !self.following.incomplete,
+            Role::Tail => self.following.complete_at.is_some_and(|at| self.commit >= at),
             Role::None | Role::Joining | Role::Dormant => false,
         }
+    }
+
+    /// Last sequence that a reader may have.
+    fn limit_of(&self, name: &str) -> u64 {
+        if name == SHARED { self.shared_limit() } else { self.commit }
     }
 
     fn serves(&self, name: &str) -> bool {
@@ -126,7 +131,8 @@ impl Partition {
 
     /// Whether there is something for a pump to do.
     pub fn pump_ready(&self, name: &str) -> bool {
-        self.serves(name) && self.log.cursor(name).is_none_or(|cursor| cursor < self.commit)
+        self.serves(name)
+            && self.log.cursor(name).is_none_or(|cursor| cursor < self.limit_of(name))
     }
 
     /// Committed records after a cursor.
@@ -134,13 +140,13 @@ impl Partition {
         if !self.serves(name) {
             return None;
         }
-        let cursor = self.log.cursor(name)?;
+        let (cursor, limit) = (self.log.cursor(name)?, self.limit_of(name));
         let mut records = Vec::new();
         let mut bytes = 0;
         for entry in self.log.iter_from(cursor + 1) {
             bytes += entry.bytes.len();
             let full = records.len() >= records_max || bytes > bytes_max;
-            if entry.position.sequence > self.commit || (full && !records.is_empty()) {
+            if entry.position.sequence > limit || (full && !records.is_empty()) {
                 break;
             }
             records.push((entry.position, entry.bytes.clone()));

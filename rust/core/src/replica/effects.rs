@@ -53,6 +53,8 @@ pub struct Out {
     pub dirty: Vec<u32>,
     /// Snapshot pieces that are no longer under way: (copy, partition).
     pub chunks_over: Vec<(u64, u32)>,
+    /// Somebody waits for this node's own disk.
+    pub persist: bool,
     current: Option<((u64, u64), ReplyBuilder)>,
     others: BTreeMap<(u64, u64), ReplyBuilder>,
 }

@@ -59,6 +59,20 @@ pub struct Follower {
     pub transfer: Option<Box<Transfer>>,
     /// The snapshot is complete and applied.
     pub complete: bool,
+    /// Sequence of the snapshot's last piece: on its disk it has the copy whole from there on.
+    pub complete_at: u64,
+    /// Its own disk has the records up to this sequence.
+    pub persisted: u64,
+    /// Whether it has a disk of its own; `None`: it has not said.
+    pub disk: Option<bool>,
+    /// Its memory is full.
+    pub full: bool,
+    /// Sequence up to which it was asked to persist.
+    pub persist_asked: u64,
+    /// When it was asked last, as far as asking again goes.
+    pub persist_asked_ms: u64,
+    /// It is to be asked.
+    pub persist_due: bool,
 }
 
 impl Follower {
@@ -81,6 +95,13 @@ impl Follower {
             asked_version: 0,
             transfer: None,
             complete: kind == Kind::InSync,
+            complete_at: 0,
+            persisted: 0,
+            disk: None,
+            full: false,
+            persist_asked: 0,
+            persist_asked_ms: now_ms,
+            persist_due: false,
         }
     }
 
@@ -94,9 +115,15 @@ impl Follower {
     pub fn rewind(&mut self, log: &Log) {
         self.in_flight = 0;
         self.poke = true;
+        self.persist_asked = 0;
         if self.started {
             self.next = (self.acked + 1).max(log.base().sequence + 1);
         }
+    }
+
+    /// Whether its snapshot is on its own disk, where the copies have disks.
+    pub fn on_disk(&self, disks: bool) -> bool {
+        !disks || self.disk == Some(false) || self.disk.is_some() && self.persisted >= self.complete_at
     }
 
     /// It is no longer a follower.

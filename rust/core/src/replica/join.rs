@@ -75,12 +75,12 @@ impl Partition {
             return;
         }
         let Some(entry) = &self.entry else { return };
-        let commit = self.commit;
+        let (commit, disks) = (self.commit, self.settings.local_sink);
         for follower in &mut self.followers {
             let caught_up = follower.started && follower.acked >= follower.goal.max(commit);
             let kind = match follower.kind {
                 Kind::Joining if caught_up || follower.asked => ChangeKind::Tail,
-                Kind::Tail if follower.complete => ChangeKind::InSync,
+                Kind::Tail if follower.complete && follower.on_disk(disks) => ChangeKind::InSync,
                 _ => continue,
             };
             follower.asked = true;
@@ -233,6 +233,7 @@ impl Partition {
         }
         if last {
             self.settle_snapshot();
+            self.hurry(out);
         } else {
             self.following.chunk_ack = Some(index);
         }
@@ -286,6 +287,7 @@ impl Partition {
         transfer.sent = false;
         out.chunks_over.push((copy, partition));
         if piece.last {
+            follower.complete_at = piece.position.sequence;
             follower.transfer = None;
             follower.complete = true;
         }

@@ -19,12 +19,14 @@ use super::effects::{ChangeWanted, Out};
 use super::join::CHUNKS_IN_FLIGHT_MAX;
 use super::ownership::{Ownership, Role};
 use super::partition::{Partition, Settings, Waiting};
+use super::persist::{Doorbell, Ring};
 use super::request::Origin;
 use super::turn::TurnStart;
 use crate::error::Result;
 use crate::frame::RequestFrame;
 use crate::frame::peer::{self, ChunkEntry, Message};
 use crate::frame::reply::status;
+use crate::frame::request::FLAG_PERSISTED;
 use crate::gate::Rights;
 use crate::key::partition_of;
 use crate::limits::{EPOCH_MAX, PARTITIONS_MAX, SEQUENCE_MAX, check_size};
@@ -125,6 +127,7 @@ pub struct Node {
     outbox: Mutex<Out>,
     links: Mutex<Links>,
     repeated_ms: AtomicU64,
+    doorbell: Doorbell,
 }
 
 impl Node {
@@ -161,6 +164,7 @@ impl Node {
             outbox: Mutex::default(),
             links: Mutex::default(),
             repeated_ms: AtomicU64::new(0),
+            doorbell: Doorbell::default(),
         })
     }
 
@@ -194,6 +198,9 @@ impl Node {
     /// Put what a call brought about where [`Self::take_effects`] finds it.
     fn finish(&self, mut out: Out) {
         out.park();
+        if std::mem::take(&mut out.persist) {
+            self.doorbell.ring(Ring::Asked);
+        }
         if !out.chunks_over.is_empty() {
             let mut links = self.links.lock();
             for (copy, partition) in std::mem::take(&mut out.chunks_over) {
@@ -284,6 +291,12 @@ impl Node {
         let mut count = 0;
         for operation in frame.operations() {
             count += 1;
+            let origin = Origin {
+                connection,
+                stream: frame.stream,
+                number: operation.number,
+                persisted: operation.flags & FLAG_PERSISTED != 0,
+            };
             let origin = Origin { connection, stream: frame.stream, number: operation.number };
             if !rights.allow(operation.opcode) {
                 out.refuse(origin, status::PERMISSION, 0);
@@ -325,6 +338,10 @@ impl Node {
                 Message::ChunkAck { index } => {
                     partition.on_chunk_ack(copy, header, index, now_ms, out);
                 }
+                Message::CopyState(state) => {
+                    partition.on_copy_state(copy, header, state, now_ms, out);
+                }
+                Message::Persist { sequence } => partition.on_persist(copy, header, sequence, out),
             }
         }
         self.finish(out);
@@ -423,6 +440,16 @@ impl Node {
         .unwrap_or(false)
     }
 
+    /// This node's own disk has a partition, fsynced, up to a position.
+    pub fn set_persisted(&self, index: u32, position: Position) {
+        self.with(index, |partition, out| partition.set_persisted(position, out));
+    }
+
+    /// Where the pump of this node's own disk waits.
+    pub fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
+    }
+
     /// Partitions with something to do for a pump.
     pub fn pump_ready(&self, name: &str) -> Vec<u32> {
         let ready = |index: &u32| self.partition(*index).is_some_and(|p| p.pump_ready(name));
@@ -465,9 +492,11 @@ impl Node {
             let Some(partition) = self.partition(index) else { continue };
             if partition.role() != Role::None {
                 let entry = partition.entry();
+                // A tail whose snapshot is complete goes to disk before it is called in sync.
+                let whole_tail = partition.role() == Role::Tail && partition.is_complete();
                 rows.push(RoleRow {
                     partition: index,
-                    role: partition.role(),
+                    role: if whole_tail { Role::Backup } else { partition.role() },
                     epoch: entry.map_or(0, |entry| entry.epoch),
                     version: entry.map_or(0, |entry| entry.version),
                     commit: partition.commit(),
@@ -516,11 +545,13 @@ impl Partition {
                 self.forget_streams(out);
             }
             self.tick_followers(now_ms, out);
+            self.tick_persist(now_ms, out);
             if repeat {
                 self.want_changes(true, out);
                 self.try_commit(out);
             }
         }
+        self.tick_copy_state(out);
         if !self.log.is_empty() {
             self.trim_log();
         }
@@ -531,7 +562,7 @@ impl Partition {
         status.copies += u64::from(self.role() != Role::None);
         status.entries += self.store.total_len() as u64;
         status.uncommitted += self.log.last().sequence - self.commit;
-        status.waiting += self.waiting.len() as u64;
+        status.waiting += (self.waiting.len() + self.unpersisted.len()) as u64;
         status.turns += self.keys.len() as u64;
         status.streams += self.streams.len() as u64;
         status.faults += u64::from(self.fault.is_some());

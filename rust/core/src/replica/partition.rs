@@ -92,6 +92,10 @@ pub struct Partition {
     pub(super) overlay: Overlay,
     /// In order of the sequence that they wait for.
     pub(super) waiting: VecDeque<(u64, Waiting)>,
+    /// Answers whose records are committed and not yet on every disk, in order of the sequence.
+    pub(super) unpersisted: VecDeque<(u64, Origin, Answer)>,
+    /// This node's own disk has the records up to this sequence.
+    pub(super) persisted: u64,
     pub(super) keys: KeyQueues,
     pub(super) followers: Vec<Follower>,
     /// Last sequence when this node became the primary; scans wait for its commit.
@@ -142,6 +146,8 @@ impl Partition {
             streams: Streams::new(),
             overlay: Overlay::new(),
             waiting: VecDeque::new(),
+            unpersisted: VecDeque::new(),
+            persisted: 0,
             keys: KeyQueues::default(),
             followers: Vec::new(),
             promoted_at: 0,
@@ -278,6 +284,7 @@ impl Partition {
                 Waiting::Ticket(ticket) => out.settled.push(-ticket),
             }
         }
+        self.drop_unpersisted(out);
         self.overlay.clear();
         self.cut_results(self.commit);
         for follower in std::mem::take(&mut self.followers) {
@@ -301,6 +308,7 @@ impl Partition {
     pub(super) fn wipe(&mut self, base: Position) {
         self.log.reset(base);
         self.commit = base.sequence;
+        self.persisted = 0;
         self.store.clear();
         self.streams = Streams::new();
         self.overlay.clear();
@@ -339,7 +347,10 @@ impl Partition {
                 self.store.put(map, schema, key, value, codec, version, expires_at_ms);
             }
         }
-        self.streams.import(streams)
+        self.streams.import(streams)?;
+        // They were read after the position was: what is behind it never happened here.
+        self.streams.cut_after(position.sequence);
+        Ok(())
     }
 
     /// Why a request cannot be served here: status and version of the refusal.
@@ -405,6 +416,7 @@ impl Partition {
         self.role != Role::Primary
             || (self.commit == self.log.last().sequence
                 && self.waiting.is_empty()
+                && self.unpersisted.is_empty()
                 && self.keys.is_empty())
     }
 
@@ -427,6 +439,7 @@ impl Partition {
             assert!(self.overlay.is_empty(), "an overlay without a primary");
             assert!(self.followers.is_empty(), "followers without a primary");
             assert!(self.waiting.is_empty() && self.keys.is_empty(), "answers without a primary");
+            assert!(self.unpersisted.is_empty(), "answers without a primary");
             return;
         }
         if self.commit == last.sequence {
@@ -438,6 +451,10 @@ impl Partition {
             assert!(*waits_for > self.commit && *waits_for <= last.sequence, "waits for nothing");
             assert!(*waits_for >= sequence, "answers wait out of order");
             sequence = *waits_for;
+        }
+        assert!(self.persisted <= self.commit, "on disk before it was committed");
+        for (waits_for, ..) in &self.unpersisted {
+            assert!(*waits_for <= self.commit, "waits for a disk before the commit");
         }
         for follower in &self.followers {
             follower.check(&self.log);

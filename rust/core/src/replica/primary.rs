@@ -6,6 +6,7 @@
 //! full log) are surely not applied. Callers: `node` for frames, `turn` for what queued behind a turn.
 
 use super::effects::Out;
+use super::follower::Follower;
 use super::ownership::Role;
 use super::partition::{Partition, Waiting, apply_change};
 use super::request::{Answer, Origin, arguments_hash, record_token};
@@ -198,7 +199,7 @@ impl Partition {
         out: &mut Out,
     ) {
         if sequence <= self.commit {
-            out.reply(origin, &answer.reply(origin, self.copies()));
+            self.deliver(sequence, origin, answer, out);
         } else {
             self.wait(sequence, Waiting::Answer { origin, answer, if_cut });
         }
@@ -223,8 +224,12 @@ impl Partition {
         origin: Origin,
         out: &mut Out,
     ) -> bool {
+        let disks = !origin.persisted || self.can_persist();
         let status = match self.streams.check(token, hash) {
-            Verdict::Fresh => return true,
+            Verdict::Fresh if disks => return true,
+            Verdict::Fresh => status::DURABILITY_UNAVAILABLE,
+            // Applied, and never as durable as is asked now.
+            Verdict::Known(_) if !disks => status::UNKNOWN,
             Verdict::Known(kept) => {
                 let answer = Answer {
                     status: kept.status,
@@ -310,7 +315,7 @@ impl Partition {
         };
         match self.append(&[change], Some(&token), hash, Some(&reply), out) {
             Err(refusal) => self.refuse(origin, refusal, out),
-            Ok(position) if position.sequence <= self.commit => out.reply(
+            Ok(position) if position.sequence <= self.commit && !origin.persisted => out.reply(
                 origin,
                 &Reply {
                     number: origin.number,
@@ -325,8 +330,7 @@ impl Partition {
             Ok(position) => {
                 let value = result.into();
                 let answer = Answer { status: status::OK, codec, version: reply.version, value };
-                let if_cut = status::UNKNOWN;
-                self.wait(position.sequence, Waiting::Answer { origin, answer, if_cut });
+                self.answer_or(position.sequence, origin, answer, status::UNKNOWN, out);
             }
         }
     }
@@ -393,7 +397,7 @@ impl Partition {
         if usize::from(self.copies()) < self.settings.min_in_sync {
             return Err(Refusal(status::NOT_ENOUGH_COPIES));
         }
-        if self.waiting.len() >= WAITING_MAX {
+        if self.waiting.len() + self.unpersisted.len() >= WAITING_MAX {
             return Err(Refusal(status::BACKPRESSURE));
         }
         let mut growth = 0;
@@ -402,7 +406,11 @@ impl Partition {
                 growth += entry_cost(key.len(), value.len(), *expires_at_ms != 0);
             }
         }
-        if growth > 0 && self.settings.quota.admit(growth as u64).is_err() {
+        // A copy with less memory than this one: what it could not keep is not accepted here.
+        let full = |follower: &Follower| follower.full && follower.counts();
+        if growth > 0
+            && (self.settings.quota.admit(growth as u64).is_err() || self.followers.iter().any(full))
+        {
             return Err(Refusal(status::MEMORY_FULL));
         }
         Ok(())

@@ -17,12 +17,17 @@ pub struct Origin {
     pub stream: u64,
     /// Number by which the client finds the request again.
     pub number: u64,
+    /// The answer waits until the change is on every complete copy's disk.
+    pub persisted: bool,
 }
+
+/// Flags that leave a request the same one: how it is named, and how long its answer waits.
+const FLAGS_OF_ASKING: u8 = frame::request::FLAG_TOKEN | frame::request::FLAG_PERSISTED;
 
 /// Hash of everything that makes another request of it; equal on every node.
 pub fn arguments_hash(operation: &Operation<'_>) -> u64 {
     let seed = (operation.opcode as u32)
-        | (u32::from(operation.flags & !frame::request::FLAG_TOKEN) << 8)
+        | (u32::from(operation.flags & !FLAGS_OF_ASKING) << 8)
         | (u32::from(operation.codec) << 16);
     let key = hash64(operation.key, seed);
     let value = hash64(operation.value, (key >> 32) as u32);
@@ -67,7 +72,11 @@ impl Answer {
         Reply {
             number: origin.number,
             status: self.status,
-            flags: 0,
+            flags: if origin.persisted && self.status == frame::reply::status::OK {
+                frame::reply::FLAG_PERSISTED
+            } else {
+                0
+            },
             codec: self.codec,
             copies,
             version: self.version,

@@ -295,6 +295,15 @@ impl Streams {
         Ok(())
     }
 
+    /// Drop the results of records after `sequence`.
+    pub fn cut_after(&mut self, sequence: u64) {
+        for stream in self.streams.values_mut() {
+            stream.direct.retain(|(_, kept)| kept.sequence() <= sequence);
+            stream.nested.retain(|_, kept| kept.sequence() <= sequence);
+            stream.last = stream.last.min(sequence);
+        }
+    }
+
     fn import_result(&mut self, rest: &mut &[u8]) -> Result<()> {
         let id = u64::from_le_bytes(part(rest)?);
         let number = u64::from_le_bytes(part(rest)?);

@@ -371,7 +371,10 @@ impl Partition {
             Ending::Finished(value) if buffer.count == 0 => {
                 let codec = CODEC_MSGPACK;
                 let answer = Answer { status: status::OK, codec, version: 0, value: value.into() };
-                self.answer_or(buffer.barrier, origin, answer, status::UNKNOWN, out);
+                // It wrote nothing; to be as durable as asked is what it has read.
+                let read = if origin.persisted { buffer.barrier.max(self.commit) } else { 0 };
+                let sequence = read.max(buffer.barrier);
+                self.answer_or(sequence, origin, answer, status::UNKNOWN, out);
             }
             Ending::Finished(value) => self.append_turn(turn, buffer, value, out),
         }

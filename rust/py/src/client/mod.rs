@@ -71,13 +71,14 @@ impl PyClient {
         self.core.open()
     }
 
-    #[pyo3(signature = (name, schema=0, codec=0, decode=None))]
+    #[pyo3(signature = (name, schema=0, codec=0, decode=None, persisted=false))]
     fn map(
         &mut self,
         name: &str,
         schema: u32,
         codec: u8,
         decode: Option<Py<PyAny>>,
+        persisted: bool,
     ) -> PyResult<u16> {
         let codec = checked_codec(codec)?;
         let same = |face: &MapFace| {
@@ -85,13 +86,19 @@ impl PyClient {
                 (Some(one), Some(other)) => one.is(other),
                 (one, other) => one.is_none() && other.is_none(),
             };
-            face.name == name && face.schema == schema && face.codec == codec && decodes
+            let form = face.schema == schema && face.codec == codec && decodes;
+            face.name == name && form && face.persisted == persisted
         };
         if let Some(index) = self.maps.iter().position(same) {
             return Ok(index as u16);
         }
-        let index = self.core.add_map(name, schema).map_err(refused)?;
-        self.maps.push(MapFace { name: name.to_owned(), schema, codec, decode });
+        let index = if persisted {
+            self.core.add_persisted_map(name, schema)
+        } else {
+            self.core.add_map(name, schema)
+        };
+        let index = index.map_err(refused)?;
+        self.maps.push(MapFace { name: name.to_owned(), schema, codec, decode, persisted });
         Ok(index)
     }
 

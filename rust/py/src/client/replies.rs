@@ -27,6 +27,7 @@ pub(super) struct MapFace {
     pub(super) schema: u32,
     pub(super) codec: u8,
     pub(super) decode: Option<Py<PyAny>>,
+    pub(super) persisted: bool,
 }
 
 /// One reply, taken out of its frame.

@@ -30,6 +30,8 @@ pub const FLAG_VERSION: u8 = 2;
 pub const FLAG_TOKEN: u8 = 4;
 /// Flag: put only where there is nothing. Not together with [`FLAG_VERSION`].
 pub const FLAG_IF_ABSENT: u8 = 8;
+/// Flag: answer only when the change is fsynced on every complete copy's own disk.
+pub const FLAG_PERSISTED: u8 = 16;
 /// Values that are bytes as the user gave them.
 pub const CODEC_BYTES: u8 = 0;
 /// Values that are msgpack.
@@ -101,9 +103,9 @@ impl Opcode {
     #[inline]
     fn flags(self) -> u8 {
         match self {
-            Self::Put => FLAG_TTL | FLAG_VERSION | FLAG_TOKEN | FLAG_IF_ABSENT,
-            Self::Delete => FLAG_VERSION | FLAG_TOKEN,
-            Self::Incr | Self::Invoke => FLAG_TOKEN,
+            Self::Put => FLAG_TTL | FLAG_VERSION | FLAG_TOKEN | FLAG_IF_ABSENT | FLAG_PERSISTED,
+            Self::Delete => FLAG_VERSION | FLAG_TOKEN | FLAG_PERSISTED,
+            Self::Incr | Self::Invoke => FLAG_TOKEN | FLAG_PERSISTED,
             Self::Get | Self::Size | Self::Scan | Self::Contains => 0,
         }
     }
