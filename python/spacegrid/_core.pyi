@@ -543,7 +543,7 @@ class Node:
         """(epoch, sequence) of a cursor, or None."""
 
     def set_persisted(self, partition: int, epoch: int, sequence: int) -> None:
-        """This node's own disk has the partition, fsynced, up to that position.
+        """Say that this node's own disk has the partition, fsynced, up to that position.
 
         Answers that waited for it come with the next effects. A position that is not in the log is
         ignored.

@@ -118,7 +118,9 @@ class EmbeddedNode:
         if store is not None:
             sink = store.attach(table)
             store.load_into(node)
-            self._pumps.append(Pump(node, sink, name="local", written=self.engine.wake, fatal=self._fatal))
+            self._pumps.append(
+                Pump(node, sink, name="local", written=self.engine.wake, fatal=self._fatal)
+            )
         if sql:
             shared = open_shared_sink(
                 sql,

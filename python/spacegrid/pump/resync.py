@@ -3,7 +3,7 @@
 The first chunk names a position; the log is pinned there, and everything after it is read from the
 log later. So a chunk may already hold newer images: the log brings them again, in order, and ends
 at the same state. Up to where it may, the last chunk tells: a local sink calls its copy whole only
-from there on, and a shared sink commits only what the copies' own disks have (PROTOCOL.md section 10).
+from there on, and a shared sink commits only what the copies' own disks have.
 
 Who calls: `spacegrid.pump.pump`.
 """
@@ -71,12 +71,12 @@ def begin_resync(source: LogSource, name: str, partition: int, epoch: int) -> Re
         if source.set_cursor(name, partition, *position):
             chunks = _Chunks(source, name, partition, position[1], entries, after)
             results = partial(source.streams, partition)
-            return Resync(partition, epoch, position, chunks, lambda: chunks.end, results)
+            return Resync(partition, epoch, position, chunks, chunks.reached, results)
     return None
 
 
 class _Chunks:
-    """The chunks of one partition, read once; `end` is known after the last one."""
+    """The chunks of one partition, read once; what they reach to is known after the last one."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class _Chunks:
         entries: list[Entry],
         after: bytes,
     ) -> None:
-        self.end = sequence
+        self._end = sequence
         self._source = source
         self._shared = name == "shared"
         self._partition = partition
@@ -101,15 +101,19 @@ class _Chunks:
             position, entries, after = self._source.snapshot(
                 self._partition, after, SNAPSHOT_CHUNK_BYTES
             )
-            self.end = max(self.end, position[1])
+            self._end = max(self._end, position[1])
             yield entries
         if self._shared:
             self._wait_persisted()
 
+    def reached(self) -> int:
+        """Sequence up to which entries may be newer than the position of the first chunk."""
+        return self._end
+
     def _wait_persisted(self) -> None:
         """Return when a restart from the copies' own disks is not behind these chunks."""
         deadline_s = time.monotonic() + PERSIST_TIMEOUT_S
-        while not self._source.shared_may_read(self._partition, self.end):
+        while not self._source.shared_may_read(self._partition, self._end):
             if time.monotonic() > deadline_s:
                 raise LookupError(f"partition {self._partition} is not on its copies' disks yet")
             time.sleep(PERSIST_POLL_S)

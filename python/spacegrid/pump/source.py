@@ -38,7 +38,7 @@ class LogSource(Protocol):
         """Remove a cursor; it no longer pins the log."""
 
     def set_persisted(self, partition: int, epoch: int, sequence: int) -> None:
-        """This node's own disk has the partition, fsynced, up to that position."""
+        """Say that this node's own disk has the partition, fsynced, up to that position."""
 
     def shared_may_read(self, partition: int, sequence: int) -> bool:
         """Whether every in-sync copy with a disk has fsynced up to there."""

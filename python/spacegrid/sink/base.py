@@ -221,4 +221,4 @@ class LocalSink(Sink, Protocol):
     """
 
     def persisted(self, partition: int) -> Position | None:
-        """Position up to which a whole copy of the partition is durable here; None: there is none."""
+        """Position up to which a whole copy of a partition is durable here; None: there is none."""

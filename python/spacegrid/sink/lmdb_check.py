@@ -4,9 +4,9 @@ LMDB trusts its pages: a flipped bit in one of them can send a reader anywhere, 
 cut short ends the reader's process. So a store is read from end to end by a child before the node
 opens it, and a child that dies has found a damaged store.
 
-What is checked: the checksum of every entry, cursor and request result; that keys ascend; that there
-are as many as LMDB says. Not noticed is a damaged meta page whose older twin is whole: the store is
-then what it was one transaction earlier.
+What is checked: the checksum of every entry, cursor and request result; that keys ascend; that
+there are as many as LMDB says. Not noticed is a damaged meta page whose older twin is whole: the
+store is then what it was one transaction earlier.
 
 Who calls: `spacegrid.sink.lmdb`, through `check_in_child`.
 """

@@ -39,8 +39,8 @@ use self::open::OpenNumbers;
 use self::window::{Pending, State, Window};
 use crate::error::{CoreError, Result};
 use crate::frame::request::{
-    CODEC_BYTES, FLAG_IF_ABSENT, FLAG_PERSISTED, FLAG_TOKEN, FLAG_TTL, FLAG_VERSION, Head, Parts, check_parts,
-    encode_operation,
+    CODEC_BYTES, FLAG_IF_ABSENT, FLAG_PERSISTED, FLAG_TOKEN, FLAG_TTL, FLAG_VERSION, Head, Parts,
+    check_parts, encode_operation,
 };
 use crate::frame::request::{Chain, Opcode, Token};
 use crate::key::partition_of;

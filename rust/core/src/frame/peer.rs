@@ -7,8 +7,8 @@
 
 use crate::error::{CoreError, Result};
 use crate::limits::{
-    EPOCH_MAX, KEY_BYTES_MAX, PARTITIONS_MAX, PEER_FRAME_BYTES_MAX, RECORD_BYTES_MAX,
-    SEQUENCE_MAX, VALUE_BYTES_MAX, check_size,
+    EPOCH_MAX, KEY_BYTES_MAX, PARTITIONS_MAX, PEER_FRAME_BYTES_MAX, RECORD_BYTES_MAX, SEQUENCE_MAX,
+    VALUE_BYTES_MAX, check_size,
 };
 use crate::record::Position;
 

@@ -131,8 +131,7 @@ impl Partition {
 
     /// Whether there is something for a pump to do.
     pub fn pump_ready(&self, name: &str) -> bool {
-        self.serves(name)
-            && self.log.cursor(name).is_none_or(|cursor| cursor < self.limit_of(name))
+        self.serves(name) && self.log.cursor(name).is_none_or(|cursor| cursor < self.limit_of(name))
     }
 
     /// Committed records after a cursor.

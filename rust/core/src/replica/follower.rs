@@ -123,7 +123,9 @@ impl Follower {
 
     /// Whether its snapshot is on its own disk, where the copies have disks.
     pub fn on_disk(&self, disks: bool) -> bool {
-        !disks || self.disk == Some(false) || self.disk.is_some() && self.persisted >= self.complete_at
+        !disks
+            || self.disk == Some(false)
+            || self.disk.is_some() && self.persisted >= self.complete_at
     }
 
     /// It is no longer a follower.

@@ -81,13 +81,7 @@ impl Partition {
     }
 
     /// Send an answer whose record is committed, at once or when it is as durable as was asked.
-    pub(super) fn deliver(
-        &mut self,
-        sequence: u64,
-        origin: Origin,
-        answer: Answer,
-        out: &mut Out,
-    ) {
+    pub(super) fn deliver(&mut self, sequence: u64, origin: Origin, answer: Answer, out: &mut Out) {
         let holds = origin.persisted && answer.status == status::OK;
         if !holds || self.persisted_everywhere() >= sequence {
             out.reply(origin, &answer.reply(origin, self.copies()));
@@ -180,7 +174,8 @@ impl Partition {
         let following = &self.following;
         let asked = following.persist_wanted > self.persisted && self.commit > self.persisted;
         let joined = self.role == Role::Tail && self.is_complete();
-        out.persist |= self.settings.local_sink && (asked || joined && self.commit > self.persisted);
+        out.persist |=
+            self.settings.local_sink && (asked || joined && self.commit > self.persisted);
     }
 
     /// A follower says how far its disk is, and whether it has room.

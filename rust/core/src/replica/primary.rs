@@ -409,7 +409,8 @@ impl Partition {
         // A copy with less memory than this one: what it could not keep is not accepted here.
         let full = |follower: &Follower| follower.full && follower.counts();
         if growth > 0
-            && (self.settings.quota.admit(growth as u64).is_err() || self.followers.iter().any(full))
+            && (self.settings.quota.admit(growth as u64).is_err()
+                || self.followers.iter().any(full))
         {
             return Err(Refusal(status::MEMORY_FULL));
         }
