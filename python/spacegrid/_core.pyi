@@ -722,13 +722,15 @@ class Client:
         schema: int = 0,
         codec: int = 0,
         decode: Callable[[bytes], Any] | None = None,
+        persisted: bool = False,
     ) -> int:
         """Register a map, or a handler ("Unit.handler", schema 0); returns the index that
         operations name it by.
 
         The same arguments give the same index. `decode` is applied to values of this `codec` before
         they reach a future (on_frame_futures) or a get_many list; an exception it raises goes to
-        that future. At most 65,535.
+        that future. With `persisted` whatever changes it is answered only when it is fsynced on
+        every complete copy's own disk. At most 65,535.
         """
 
     def set_frame_window(self, frames: int) -> None:

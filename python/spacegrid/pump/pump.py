@@ -14,6 +14,8 @@ Invariants:
       node ends.
     - What a local sink has written it has fsynced; the core is told each position after that.
 
+Over 500 lines in one room: one thread's life, and all that others may ask of it meanwhile.
+
 Who calls: the node's engine. `start`, `wake`, `flush`, `stop`, `status`, `call` from any thread.
 """
 

@@ -24,7 +24,6 @@ Who calls: the node's local pump from its own thread; before it starts, whoever 
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import time
@@ -36,11 +35,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import lmdb
-import msgspec
 
 from spacegrid.errors import (
     ForkedProcess,
-    SinkMismatch,
     SinkUnavailable,
     SpaceGridError,
     StoreDamaged,
@@ -48,6 +45,7 @@ from spacegrid.errors import (
 )
 from spacegrid.sink.base import Change, Entry, Part, Position, Resync, Written
 from spacegrid.sink.lmdb_check import check_in_child
+from spacegrid.sink.lmdb_folder import Identity, StoreFolder
 from spacegrid.sink.lmdb_layout import (
     STORE_FORMAT,
     Cursor,
@@ -86,15 +84,6 @@ LoadChunk = tuple[int, int, int, list[Entry], bytes, bool]
 log = logging.getLogger(__name__)
 
 
-class _Identity(msgspec.Struct):
-    """Content of store.json."""
-
-    format: int
-    life: str
-    partition_count: int
-    store_id: str
-
-
 class LmdbSink:
     """One node's store on disk.
 
@@ -122,11 +111,11 @@ class LmdbSink:
         self._life = life
         self._partition_count = partition_count
         self._new_id = store_id.hex() if store_id is not None else uuid.uuid4().hex
-        self._identity: _Identity | None = None
+        self._store = StoreFolder(self.folder, self.name)
+        self._identity: Identity | None = None
         self._environment: Any = None
         self._entries: Any = None
         self._meta: Any = None
-        self._lock_descriptor: int | None = None
         self._process = 0
         self._cursors: dict[int, Cursor] = {}
         self._failed = ""
@@ -149,19 +138,18 @@ class LmdbSink:
         if self._environment is not None:
             return
         with self._errors():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock()
+            self._store.lock()
             try:
                 self._open_locked()
             except BaseException:
-                self._unlock()
+                self._store.unlock()
                 raise
         self._process = os.getpid()
 
     def _open_locked(self) -> None:
-        identity = self._read_identity()
+        identity = self._store.read(self._life, self._partition_count)
         if identity is None:
-            identity = _Identity(STORE_FORMAT, self._life, self._partition_count, self._new_id)
+            identity = Identity(STORE_FORMAT, self._life, self._partition_count, self._new_id)
         data = self.folder / "data.mdb"
         if data.exists():
             try:
@@ -188,53 +176,12 @@ class LmdbSink:
                     partition_of_meta(key): read_cursor(key, value)
                     for key, value in with_prefix(reading.cursor(), b"cursor/")
                 }
-            _write_durably(self.folder / "store.json", msgspec.json.encode(identity))
+            self._store.write(identity)
         except BaseException:
             environment.close()
             raise
         self._identity = identity
         self._environment = environment
-
-    def _read_identity(self) -> _Identity | None:
-        try:
-            data = (self.folder / "store.json").read_bytes()
-        except FileNotFoundError:
-            return None
-        try:
-            identity = msgspec.json.decode(data, type=_Identity)
-        except msgspec.MsgspecError as error:
-            raise SinkMismatch(f"{self.name}: store.json is damaged: {error}") from error
-        for what, stored, ours in (
-            ("format", identity.format, STORE_FORMAT),
-            ("cluster", identity.life, self._life),
-            ("partition count", identity.partition_count, self._partition_count),
-        ):
-            if stored != ours:
-                raise SinkMismatch(
-                    f"{self.name} holds {what} {stored}, this node needs {what} {ours}\n"
-                    "hint: name another folder, or begin anew with --fresh",
-                    sink=self.name,
-                )
-        return identity
-
-    def _lock(self) -> None:
-        descriptor = os.open(self.folder / "owner.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise SinkUnavailable(
-                f"{self.name} is open in process {holder or 'unknown'}", sink=self.name
-            ) from None
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        self._lock_descriptor = descriptor
-
-    def _unlock(self) -> None:
-        descriptor, self._lock_descriptor = self._lock_descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
 
     def close(self) -> None:
         """Close the store. Safe to call twice."""
@@ -245,7 +192,7 @@ class LmdbSink:
         self._cursors = {}
         if environment is not None:
             environment.close()
-        self._unlock()
+        self._store.unlock()
 
     @property
     def store_id(self) -> bytes:
@@ -546,24 +493,3 @@ def _late_readers(environment: Any) -> str:
             if pid != os.getpid() and newest - transaction > READER_LATE_TRANSACTIONS:
                 late.add(pid)
     return ", ".join(str(pid) for pid in sorted(late))
-
-
-def _write_durably(path: Path, data: bytes) -> None:
-    """Replace a file so that it is, after any crash, the old one or the new one."""
-    new = path.with_suffix(".new")
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        os.write(descriptor, data)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    os.replace(new, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -31,7 +31,6 @@ use crate::gate::Rights;
 use crate::key::partition_of;
 use crate::limits::{EPOCH_MAX, PARTITIONS_MAX, SEQUENCE_MAX, check_size};
 use crate::record::Position;
-
 use crate::store::Quota;
 
 /// Wanted changes of the ownership table are repeated this often until the table shows them.
@@ -297,7 +296,6 @@ impl Node {
                 number: operation.number,
                 persisted: operation.flags & FLAG_PERSISTED != 0,
             };
-            let origin = Origin { connection, stream: frame.stream, number: operation.number };
             if !rights.allow(operation.opcode) {
                 out.refuse(origin, status::PERMISSION, 0);
                 continue;
