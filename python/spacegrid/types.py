@@ -26,9 +26,11 @@ from typing import (
     Any,
     Final,
     Generic,
+    Literal,
     NamedTuple,
     ParamSpec,
     Protocol,
+    TypeAlias,
     TypeVar,
     cast,
     final,
@@ -47,6 +49,7 @@ __all__ = [
     "CODEC_BYTES",
     "CODEC_MSGPACK",
     "MISSING",
+    "Durability",
     "Entry",
     "HandlerSpec",
     "KeyCodec",
@@ -56,6 +59,7 @@ __all__ = [
     "ValueCodec",
     "current_turn",
     "format_request_id",
+    "is_persisted",
     "parse_request_id",
     "schema_fingerprint",
 ]
@@ -88,6 +92,21 @@ class _Missing:
 
 MISSING: Final = _Missing()
 """Stands for "not given" where None is a value."""
+
+
+Durability: TypeAlias = Literal["replicated", "persisted"]
+"""When a write is answered: held by the copies in memory, or fsynced on their disks as well."""
+
+
+def is_persisted(durability: Durability) -> bool:
+    """Whether a write waits for the copies' disks.
+
+    Raises:
+        ConfigError: It is none of the two levels.
+    """
+    if durability not in ("replicated", "persisted"):
+        raise ConfigError(f"durability is {durability!r}, must be 'replicated' or 'persisted'")
+    return durability == "persisted"
 
 
 class Entry(NamedTuple, Generic[V]):
@@ -532,12 +551,14 @@ class Map(Generic[K, V]):
         columns: Names of the key's parts as columns of an SQL table. The data pump writes the map
             to SQL when they are given.
         name: Name in the cluster, 1 to 255 bytes of UTF-8; the attribute's name when None.
+        durability: When a client's write is answered: ``"replicated"`` (held by the copies in
+            memory) or ``"persisted"`` (fsynced on every in-sync copy's own disk as well).
 
     Raises:
         ConfigError: A type can't be packed, a name is over its limit, or the columns don't fit.
     """
 
-    __slots__ = ("_name", "columns", "key_codec", "value_codec")
+    __slots__ = ("_name", "columns", "key_codec", "persisted", "value_codec")
 
     @overload
     def __init__(
@@ -546,6 +567,7 @@ class Map(Generic[K, V]):
         *,
         columns: tuple[str, ...] | None = None,
         name: str | None = None,
+        durability: Durability = "replicated",
     ) -> None: ...
     @overload
     def __init__(
@@ -555,6 +577,7 @@ class Map(Generic[K, V]):
         *,
         columns: tuple[str, ...] | None = None,
         name: str | None = None,
+        durability: Durability = "replicated",
     ) -> None: ...
     @overload
     def __init__(
@@ -564,6 +587,7 @@ class Map(Generic[K, V]):
         *,
         columns: tuple[str, ...] | None = None,
         name: str | None = None,
+        durability: Durability = "replicated",
     ) -> None: ...
     def __init__(
         self,
@@ -572,10 +596,12 @@ class Map(Generic[K, V]):
         *,
         columns: tuple[str, ...] | None = None,
         name: str | None = None,
+        durability: Durability = "replicated",
     ) -> None:
         self.key_codec: KeyCodec[K] = KeyCodec(key)
         self.value_codec: ValueCodec[V] = ValueCodec(value)
         self.columns = None if columns is None else tuple(columns)
+        self.persisted = is_persisted(durability)
         self._name = ""
         if name is not None:
             self._set_name(name)

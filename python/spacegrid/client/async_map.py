@@ -25,7 +25,7 @@ from spacegrid.client.common import (
 from spacegrid.client.replies import ManyReply, Reply
 from spacegrid.client.session import Session
 from spacegrid.limits import PAGE_ENTRIES
-from spacegrid.types import CODEC_BYTES, Entry, Map
+from spacegrid.types import CODEC_BYTES, Durability, Entry, Map, is_persisted
 
 __all__ = ["AsyncMap"]
 
@@ -52,6 +52,7 @@ class AsyncMap(Generic[K, V]):
         "_future",
         "_get",
         "_index",
+        "_indexes",
         "_pack_key",
         "_put",
         "_raw_key",
@@ -63,7 +64,8 @@ class AsyncMap(Generic[K, V]):
     def __init__(self, session: Session, spec: Map[K, V]) -> None:
         self.spec = spec
         self._session = session
-        self._index = session.register_map(spec.name, spec.value_codec)
+        self._index = session.register_map(spec.name, spec.value_codec, spec.persisted)
+        self._indexes: dict[bool, int] = {spec.persisted: self._index}
         self._future: Callable[[], asyncio.Future[Any]] = session.loop.create_future
         self._get = session.core.get
         self._put = session.core.put
@@ -157,6 +159,7 @@ class AsyncMap(Generic[K, V]):
         if_absent: Literal[False] = False,
         timeout: Duration | None = None,
         request_id: str | None = None,
+        durability: Durability | None = None,
     ) -> asyncio.Future[int]: ...
     @overload
     def put(
@@ -168,6 +171,7 @@ class AsyncMap(Generic[K, V]):
         if_absent: Literal[True],
         timeout: Duration | None = None,
         request_id: str | None = None,
+        durability: Durability | None = None,
     ) -> asyncio.Future[bool]: ...
     def put(
         self,
@@ -178,6 +182,7 @@ class AsyncMap(Generic[K, V]):
         if_absent: bool = False,
         timeout: Duration | None = None,
         request_id: str | None = None,
+        durability: Durability | None = None,
     ) -> Any:
         """Write a value.
 
@@ -188,6 +193,7 @@ class AsyncMap(Generic[K, V]):
             if_absent: Write only when there is no entry.
             timeout: Seconds.
             request_id: From `AsyncGrid.request_id`; the same one again is applied once.
+            durability: The level to wait for, where it is not the map's.
 
         Returns:
             A future of the entry's new version; with ``if_absent`` of whether it was written.
@@ -198,9 +204,10 @@ class AsyncMap(Generic[K, V]):
             or timeout is not None
             or request_id is not None
             or if_absent
+            or durability is not None
             or session.special
         ):
-            return self._put_slowly(key, value, ttl, if_absent, timeout, request_id)
+            return self._put_slowly(key, value, ttl, if_absent, timeout, request_id, durability)
         future = self._future()
         try:
             self._put(
@@ -225,6 +232,7 @@ class AsyncMap(Generic[K, V]):
         if_absent: bool,
         timeout: Duration | None,
         request_id: str | None,
+        durability: Durability | None,
         version: int | None = None,
     ) -> asyncio.Future[Any]:
         session = self._session
@@ -232,10 +240,10 @@ class AsyncMap(Generic[K, V]):
         reply: Reply[Any] = Reply(session.loop, expected_version=version)
         packed_key, packed = self._key(key), self._encode_value(value)
         token = request_token(request_id)
-        codec = self.spec.value_codec.codec
+        codec, index = self.spec.value_codec.codec, self._index_of(durability)
         try:
             session.core.put(
-                self._index,
+                index,
                 packed_key,
                 packed,
                 codec,
@@ -260,9 +268,10 @@ class AsyncMap(Generic[K, V]):
         ttl: Duration | None = None,
         timeout: Duration | None = None,
         request_id: str | None = None,
+        durability: Durability | None = None,
     ) -> asyncio.Future[bool]:
         """Write a value when there is no entry; tell whether it was written."""
-        return self._put_slowly(key, value, ttl, True, timeout, request_id)
+        return self._put_slowly(key, value, ttl, True, timeout, request_id, durability)
 
     def replace(
         self,
@@ -273,13 +282,14 @@ class AsyncMap(Generic[K, V]):
         ttl: Duration | None = None,
         timeout: Duration | None = None,
         request_id: str | None = None,
+        durability: Durability | None = None,
     ) -> asyncio.Future[int]:
         """Write a value onto one version of the entry, as `get_entry` returned it.
 
         Returns:
             A future of the new version; `VersionMismatch` when there is another version or none.
         """
-        return self._put_slowly(key, value, ttl, False, timeout, request_id, version)
+        return self._put_slowly(key, value, ttl, False, timeout, request_id, durability, version)
 
     def delete(
         self,
@@ -288,6 +298,7 @@ class AsyncMap(Generic[K, V]):
         version: int | None = None,
         timeout: Duration | None = None,
         request_id: str | None = None,
+        durability: Durability | None = None,
     ) -> asyncio.Future[bool]:
         """Delete an entry; tell whether there was one.
 
@@ -296,12 +307,16 @@ class AsyncMap(Generic[K, V]):
             version: Delete only this version; `VersionMismatch` when there is another one.
             timeout: Seconds.
             request_id: As for `put`.
+            durability: As for `put`.
         """
         session = self._session
         timeout_ms = self._begin(timeout)
         reply: Reply[bool] = Reply(session.loop, expected_version=version)
         token = request_token(request_id)
-        self._queue(session.core.delete, self._key(key), reply, timeout_ms, version, token)
+        index = self._index_of(durability)
+        self._queue(
+            session.core.delete, self._key(key), reply, timeout_ms, version, token, index=index
+        )
         return reply
 
     def incr(
@@ -311,6 +326,7 @@ class AsyncMap(Generic[K, V]):
         *,
         timeout: Duration | None = None,
         request_id: str | None = None,
+        durability: Durability | None = None,
     ) -> asyncio.Future[int]:
         """Add to a whole number; a missing entry counts as 0.
 
@@ -321,7 +337,8 @@ class AsyncMap(Generic[K, V]):
         future = self._future()
         token = request_token(request_id)
         packed = self._key(key)
-        self._queue(self._session.core.incr, packed, signed_delta(delta), future, timeout_ms, token)
+        arguments = packed, signed_delta(delta), future, timeout_ms, token
+        self._queue(self._session.core.incr, *arguments, index=self._index_of(durability))
         return future
 
     # ---- many entries
@@ -497,9 +514,21 @@ class AsyncMap(Generic[K, V]):
         raw, pack = self._raw_key, self._pack_key
         return [key if key.__class__ is raw else pack(key) for key in keys]
 
-    def _queue(self, method: Callable[..., Any], *arguments: Any) -> None:
+    def _index_of(self, durability: Durability | None) -> int:
+        """The map's index in the core for writes of that level; None: the map's own."""
+        if durability is None:
+            return self._index
+        persisted = is_persisted(durability)
+        index = self._indexes.get(persisted)
+        if index is None:
+            spec = self.spec
+            index = self._session.register_map(spec.name, spec.value_codec, persisted)
+            self._indexes[persisted] = index
+        return index
+
+    def _queue(self, method: Callable[..., Any], *arguments: Any, index: int | None = None) -> None:
         try:
-            method(self._index, *arguments)
+            method(self._index if index is None else index, *arguments)
         except (TypeError, ValueError, OverflowError) as error:
             raise refusal(error) from error
         if not self._session.scheduled:

@@ -32,7 +32,7 @@ from spacegrid.client.common import (
     timeout_to_ms,
 )
 from spacegrid.client.session import Session
-from spacegrid.types import HandlerSpec, Map
+from spacegrid.types import Durability, HandlerSpec, Map, is_persisted
 
 if TYPE_CHECKING:
     from spacegrid.transport.base import ClientTransport
@@ -48,7 +48,7 @@ R = TypeVar("R")
 class AsyncCalls:
     """Calls of handlers under given options; from `AsyncGrid.options`."""
 
-    __slots__ = ("_handlers", "_request_id", "_session", "_timeout")
+    __slots__ = ("_handlers", "_persisted", "_request_id", "_session", "_timeout")
 
     def __init__(
         self,
@@ -56,7 +56,9 @@ class AsyncCalls:
         handlers: dict[Any, int],
         timeout: Duration | None,
         request_id: str | None,
+        durability: Durability = "replicated",
     ) -> None:
+        self._persisted = is_persisted(durability)
         self._session = session
         self._handlers = handlers
         self._timeout = timeout
@@ -77,7 +79,7 @@ class AsyncCalls:
             routing_key, arguments = pack_named_call(handler, args, kwargs)
         else:
             routing_key, arguments = handler.bind(args, kwargs)
-        index = self._handlers.get(handler)
+        index = self._handlers.get((handler, self._persisted))
         if index is None:
             index = self._register(handler)
         future: asyncio.Future[Any] = session.loop.create_future()
@@ -93,11 +95,11 @@ class AsyncCalls:
 
     def _register(self, handler: Any) -> int:
         if isinstance(handler, str):
-            index = self._session.register_handler(handler, msgspec.msgpack.decode)
+            index = self._session.register_handler(handler, msgspec.msgpack.decode, self._persisted)
         else:
             name = f"{handler.unit_name}.{handler.name}"
-            index = self._session.register_handler(name, handler.decode_reply)
-        self._handlers[handler] = index
+            index = self._session.register_handler(name, handler.decode_reply, self._persisted)
+        self._handlers[handler, self._persisted] = index
         return index
 
 
@@ -166,31 +168,48 @@ class AsyncGrid(Awaitable["AsyncGrid"]):
     @overload
     def map(self, spec: Map[K, V], /) -> AsyncMap[K, V]: ...
     @overload
-    def map(self, name: str, /, *, key: type[K], value: type[V]) -> AsyncMap[K, V]: ...
+    def map(
+        self, name: str, /, *, key: type[K], value: type[V], durability: Durability = ...
+    ) -> AsyncMap[K, V]: ...
     @overload
-    def map(self, name: str, /, *, key: type[K]) -> AsyncMap[K, dict[str, Any]]: ...
+    def map(
+        self, name: str, /, *, key: type[K], durability: Durability = ...
+    ) -> AsyncMap[K, dict[str, Any]]: ...
     @overload
-    def map(self, name: str, /, *, value: type[V]) -> AsyncMap[str, V]: ...
+    def map(
+        self, name: str, /, *, value: type[V], durability: Durability = ...
+    ) -> AsyncMap[str, V]: ...
     @overload
-    def map(self, name: str, /) -> AsyncMap[str, dict[str, Any]]: ...
-    def map(self, spec: Any, /, *, key: Any = str, value: Any = dict) -> AsyncMap[Any, Any]:
+    def map(
+        self, name: str, /, *, durability: Durability = ...
+    ) -> AsyncMap[str, dict[str, Any]]: ...
+    def map(
+        self,
+        spec: Any,
+        /,
+        *,
+        key: Any = str,
+        value: Any = dict,
+        durability: Durability = "replicated",
+    ) -> AsyncMap[Any, Any]:
         """Return a map.
 
         Args:
             spec: ``Unit.attribute``, a `Map` with a name, or a name with ``key=`` and ``value=``.
             key: ``str``, ``bytes``, ``int`` or a ``tuple[...]`` of these.
             value: A Struct, dataclass, pydantic model, ``bytes``, ``dict``, ...; see `Map`.
+            durability: With a name: as for `Map`; a declared map has its own.
 
         Raises:
             ConfigError: A type can't be packed.
             GridClosed: The grid is not open.
         """
-        token: Any = (spec, key, value) if isinstance(spec, str) else spec
+        token: Any = (spec, key, value, durability) if isinstance(spec, str) else spec
         found = self._maps.get(token)
         if found is None:
             self._session.check()
             if isinstance(spec, str):
-                spec = Map(key, value, name=spec)
+                spec = Map(key, value, name=spec, durability=durability)
             found = self._maps[token] = AsyncMap(self._session, spec)
         return found
 
@@ -217,15 +236,20 @@ class AsyncGrid(Awaitable["AsyncGrid"]):
         return self._calls.call(handler, *args, **kwargs)
 
     def options(
-        self, *, timeout: Duration | None = None, request_id: str | None = None
+        self,
+        *,
+        timeout: Duration | None = None,
+        request_id: str | None = None,
+        durability: Durability = "replicated",
     ) -> AsyncCalls:
         """Return calls with their own deadline or request id: ``grid.options(...).call(...)``.
 
         Args:
             timeout: Seconds.
             request_id: From `request_id`; the same one again is applied once.
+            durability: The level that a call's answer waits for.
         """
-        return AsyncCalls(self._session, self._handlers, timeout, request_id)
+        return AsyncCalls(self._session, self._handlers, timeout, request_id, durability)
 
     # ---- requests
 

@@ -26,7 +26,7 @@ from spacegrid.client.common import (
     seconds_of,
     timeout_to_ms,
 )
-from spacegrid.types import CODEC_MSGPACK, HandlerSpec, Map
+from spacegrid.types import CODEC_MSGPACK, Durability, HandlerSpec, Map, is_persisted
 from spacegrid.wire.status import Status
 
 if TYPE_CHECKING:
@@ -45,8 +45,13 @@ class Calls:
     """Calls of handlers under given options; from `Grid.options`."""
 
     def __init__(
-        self, session: BlockingSession, timeout: Duration | None, request_id: str | None
+        self,
+        session: BlockingSession,
+        timeout: Duration | None,
+        request_id: str | None,
+        durability: Durability = "replicated",
     ) -> None:
+        self._persisted = is_persisted(durability)
         self._session = session
         self._timeout = timeout
         self._request_id = request_id
@@ -65,10 +70,10 @@ class Calls:
         else:
             name, decode = f"{handler.unit_name}.{handler.name}", handler.decode_reply
             packed = handler.bind(args, kwargs)
-        index = session.handlers.get(handler)
+        index = session.handlers.get((handler, self._persisted))
         if index is None:
-            index = session.register(name, 0, CODEC_MSGPACK)
-            session.handlers[handler] = index
+            index = session.register(name, 0, CODEC_MSGPACK, self._persisted)
+            session.handlers[handler, self._persisted] = index
 
         def finish(waiter: Waiter) -> Any:
             if waiter.status not in (Status.OK, Status.MISS):
@@ -137,30 +142,47 @@ class Grid:
     @overload
     def map(self, spec: Map[K, V], /) -> BlockingMap[K, V]: ...
     @overload
-    def map(self, name: str, /, *, key: type[K], value: type[V]) -> BlockingMap[K, V]: ...
+    def map(
+        self, name: str, /, *, key: type[K], value: type[V], durability: Durability = ...
+    ) -> BlockingMap[K, V]: ...
     @overload
-    def map(self, name: str, /, *, key: type[K]) -> BlockingMap[K, dict[str, Any]]: ...
+    def map(
+        self, name: str, /, *, key: type[K], durability: Durability = ...
+    ) -> BlockingMap[K, dict[str, Any]]: ...
     @overload
-    def map(self, name: str, /, *, value: type[V]) -> BlockingMap[str, V]: ...
+    def map(
+        self, name: str, /, *, value: type[V], durability: Durability = ...
+    ) -> BlockingMap[str, V]: ...
     @overload
-    def map(self, name: str, /) -> BlockingMap[str, dict[str, Any]]: ...
-    def map(self, spec: Any, /, *, key: Any = str, value: Any = dict) -> BlockingMap[Any, Any]:
+    def map(
+        self, name: str, /, *, durability: Durability = ...
+    ) -> BlockingMap[str, dict[str, Any]]: ...
+    def map(
+        self,
+        spec: Any,
+        /,
+        *,
+        key: Any = str,
+        value: Any = dict,
+        durability: Durability = "replicated",
+    ) -> BlockingMap[Any, Any]:
         """Return a map.
 
         Args:
             spec: ``Unit.attribute``, a `Map` with a name, or a name with ``key=`` and ``value=``.
             key: ``str``, ``bytes``, ``int`` or a ``tuple[...]`` of these.
             value: A Struct, dataclass, pydantic model, ``bytes``, ``dict``, ...; see `Map`.
+            durability: With a name: as for `Map`; a declared map has its own.
 
         Raises:
             ConfigError: A type can't be packed.
             GridClosed: The grid is closed.
         """
-        token: Any = (spec, key, value) if isinstance(spec, str) else spec
+        token: Any = (spec, key, value, durability) if isinstance(spec, str) else spec
         found = self._maps.get(token)
         if found is None:
             if isinstance(spec, str):
-                spec = Map(key, value, name=spec)
+                spec = Map(key, value, name=spec, durability=durability)
             if self._local is None:
                 found = BlockingMap(self._session, spec)
             else:
@@ -191,14 +213,21 @@ class Grid:
         """
         return self._calls.call(handler, *args, **kwargs)
 
-    def options(self, *, timeout: Duration | None = None, request_id: str | None = None) -> Calls:
+    def options(
+        self,
+        *,
+        timeout: Duration | None = None,
+        request_id: str | None = None,
+        durability: Durability = "replicated",
+    ) -> Calls:
         """Return calls with their own deadline or request id: ``grid.options(...).call(...)``.
 
         Args:
             timeout: Seconds.
             request_id: From `request_id`; the same one again is applied once.
+            durability: The level that a call's answer waits for.
         """
-        return Calls(self._session, timeout, request_id)
+        return Calls(self._session, timeout, request_id, durability)
 
     # ---- requests
 

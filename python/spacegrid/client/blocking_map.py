@@ -20,7 +20,7 @@ from spacegrid.client.common import (
 )
 from spacegrid.clock import now_ms
 from spacegrid.limits import PAGE_ENTRIES
-from spacegrid.types import CODEC_BYTES, Entry, Map
+from spacegrid.types import CODEC_BYTES, Durability, Entry, Map, is_persisted
 from spacegrid.wire.status import Status
 
 __all__ = ["BlockingMap", "LocalMap"]
@@ -49,7 +49,8 @@ class BlockingMap(Generic[K, V]):
         self._session = session
         values = spec.value_codec
         self._codec = values.codec
-        self._index = session.register(spec.name, values.schema, values.codec)
+        self._index = session.register(spec.name, values.schema, values.codec, spec.persisted)
+        self._indexes: dict[bool, int] = {spec.persisted: self._index}
         key_type: Any = spec.key_codec.key_type
         self._raw_key: type | None = key_type if key_type in (str, bytes) else None
         self._pack_key = spec.key_codec.encode
@@ -110,6 +111,7 @@ class BlockingMap(Generic[K, V]):
         if_absent: Literal[False] = False,
         timeout: Duration | None = None,
         request_id: str | None = None,
+        durability: Durability | None = None,
     ) -> int: ...
     @overload
     def put(
@@ -121,6 +123,7 @@ class BlockingMap(Generic[K, V]):
         if_absent: Literal[True],
         timeout: Duration | None = None,
         request_id: str | None = None,
+        durability: Durability | None = None,
     ) -> bool: ...
     def put(
         self,
@@ -131,6 +134,7 @@ class BlockingMap(Generic[K, V]):
         if_absent: bool = False,
         timeout: Duration | None = None,
         request_id: str | None = None,
+        durability: Durability | None = None,
     ) -> Any:
         """Write a value.
 
@@ -141,11 +145,12 @@ class BlockingMap(Generic[K, V]):
             if_absent: Write only when there is no entry.
             timeout: Seconds.
             request_id: From `Grid.request_id`; the same one again is applied once.
+            durability: The level to wait for, where it is not the map's.
 
         Returns:
             The entry's new version; with ``if_absent`` whether it was written.
         """
-        waiter = self._put(key, value, ttl, if_absent, None, timeout, request_id)
+        waiter = self._put(key, value, ttl, if_absent, None, timeout, request_id, durability)
         return self._written(waiter, if_absent, None)
 
     def _put(
@@ -157,10 +162,24 @@ class BlockingMap(Generic[K, V]):
         version: int | None,
         timeout: Duration | None,
         request_id: str | None,
+        durability: Durability | None,
     ) -> Waiter:
         packed = self._key(key), self._encode_value(value), self._codec
         options = ttl_to_ms(ttl), if_absent, version, request_token(request_id)
-        return self._session.run(self._session.core.put, self._index, packed, timeout, options)
+        index = self._index_of(durability)
+        return self._session.run(self._session.core.put, index, packed, timeout, options)
+
+    def _index_of(self, durability: Durability | None) -> int:
+        """The map's index in the core for writes of that level; None: the map's own."""
+        if durability is None:
+            return self._index
+        persisted = is_persisted(durability)
+        index = self._indexes.get(persisted)
+        if index is None:
+            spec = self.spec
+            index = self._session.register(spec.name, spec.schema, self._codec, persisted)
+            self._indexes[persisted] = index
+        return index
 
     def _written(self, waiter: Waiter, if_absent: bool, version: int | None) -> int | bool:
         if waiter.status == Status.OK:
@@ -179,9 +198,10 @@ class BlockingMap(Generic[K, V]):
         ttl: Duration | None = None,
         timeout: Duration | None = None,
         request_id: str | None = None,
+        durability: Durability | None = None,
     ) -> bool:
         """Write a value when there is no entry; tell whether it was written."""
-        waiter = self._put(key, value, ttl, True, None, timeout, request_id)
+        waiter = self._put(key, value, ttl, True, None, timeout, request_id, durability)
         return bool(self._written(waiter, True, None))
 
     def replace(
@@ -193,6 +213,7 @@ class BlockingMap(Generic[K, V]):
         ttl: Duration | None = None,
         timeout: Duration | None = None,
         request_id: str | None = None,
+        durability: Durability | None = None,
     ) -> int:
         """Write a value onto one version of the entry, as `get_entry` returned it.
 
@@ -202,7 +223,7 @@ class BlockingMap(Generic[K, V]):
         Raises:
             VersionMismatch: There is another version, or no entry.
         """
-        waiter = self._put(key, value, ttl, False, version, timeout, request_id)
+        waiter = self._put(key, value, ttl, False, version, timeout, request_id, durability)
         return self._written(waiter, False, version)
 
     def delete(
@@ -212,6 +233,7 @@ class BlockingMap(Generic[K, V]):
         version: int | None = None,
         timeout: Duration | None = None,
         request_id: str | None = None,
+        durability: Durability | None = None,
     ) -> bool:
         """Delete an entry; tell whether there was one.
 
@@ -220,11 +242,14 @@ class BlockingMap(Generic[K, V]):
             version: Delete only this version; `VersionMismatch` when there is another one.
             timeout: Seconds.
             request_id: As for `put`.
+            durability: As for `put`.
         """
         options = version, request_token(request_id)
         core = self._session.core
         return self._existed(
-            self._session.run(core.delete, self._index, (self._key(key),), timeout, options),
+            self._session.run(
+                core.delete, self._index_of(durability), (self._key(key),), timeout, options
+            ),
             version,
         )
 
@@ -242,6 +267,7 @@ class BlockingMap(Generic[K, V]):
         *,
         timeout: Duration | None = None,
         request_id: str | None = None,
+        durability: Durability | None = None,
     ) -> int:
         """Add to a whole number; a missing entry counts as 0.
 
@@ -253,7 +279,8 @@ class BlockingMap(Generic[K, V]):
         """
         packed, options = (self._key(key), signed_delta(delta)), (request_token(request_id),)
         core = self._session.core
-        return self._number(self._session.run(core.incr, self._index, packed, timeout, options))
+        index = self._index_of(durability)
+        return self._number(self._session.run(core.incr, index, packed, timeout, options))
 
     def _number(self, waiter: Waiter) -> int:
         if waiter.status != Status.OK:

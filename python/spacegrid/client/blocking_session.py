@@ -168,11 +168,11 @@ class BlockingSession:
 
     # ---- maps and handlers
 
-    def register(self, name: str, schema: int, codec: int) -> int:
+    def register(self, name: str, schema: int, codec: int, persisted: bool) -> int:
         """Make a map or handler known to the core; returns its index there."""
         self.check()
         with self._lock:
-            index = self.core.map(name, schema, codec)
+            index = self.core.map(name, schema, codec, None, persisted)
             self.names[index] = name
         return index
 

@@ -479,19 +479,19 @@ class Session:
 
     # ---- maps and waiters
 
-    def register_map(self, name: str, value: ValueCodec[Any]) -> int:
+    def register_map(self, name: str, value: ValueCodec[Any], persisted: bool) -> int:
         """Make a map known to the core; returns its index there."""
         self.check()
         decode = None if value.codec == CODEC_BYTES else value.decode_packed
-        index = self.core.map(name, value.schema, value.codec, decode)
+        index = self.core.map(name, value.schema, value.codec, decode, persisted)
         self._values[index] = value
         self._names[index] = name
         return index
 
-    def register_handler(self, name: str, decode: Callable[[bytes], Any]) -> int:
+    def register_handler(self, name: str, decode: Callable[[bytes], Any], persisted: bool) -> int:
         """Make a handler known to the core; returns its index there."""
         self.check()
-        index = self.core.map(name, 0, CODEC_MSGPACK, decode)
+        index = self.core.map(name, 0, CODEC_MSGPACK, decode, persisted)
         self._names[index] = name
         return index
 
