@@ -1,6 +1,7 @@
 """Maps of the blocking face, with the feel of a dictionary.
 
 Who calls: `blocking`. A test compares the methods with `async_map`'s.
+It is one room because that one is.
 """
 
 from __future__ import annotations
