@@ -259,7 +259,7 @@ class Daemon:
         if self._store is not None and self._store.sink is not None:
             self._add_pump(
                 "lmdb",
-                Pump(node, self._store.sink, name="local", written=engine.wake, fatal=disk_failed),
+                Pump(node, self._store.sink, name="local", written=front.wake, fatal=disk_failed),
             )
         if self.config.sql:
             sink = open_shared_sink(
