@@ -81,6 +81,61 @@ def test_f11_two_nodes_that_leave_at_once_leave_every_partition_whole(
     assert found(cluster, entries) == entries
 
 
+async def test_f13_a_starved_node_changes_hands_rarely_and_takes_nobody_along(
+    start_cluster: Callable[..., LocalCluster],
+) -> None:
+    cluster = start_cluster(nodes=3, partitions=16)
+    entries = fill(cluster)
+    starved = next(name for name in cluster.alive if name != cluster.controller())
+    before = {p.partition: p for p in cluster.partitions()}
+    incarnations = {node.name: node.incarnation for node in cluster.status().nodes}
+    for _ in range(10):
+        cluster.pause(starved)
+        await asyncio.sleep(0.4)
+        cluster.resume(starved)
+        await asyncio.sleep(0.1)
+    cluster.wait_ready()
+    assert {node.name: node.incarnation for node in cluster.status().nodes} == incarnations
+    for now in cluster.partitions():
+        was = before[now.partition]
+        if starved not in was.in_sync:
+            assert (now.epoch, now.primary) == (was.epoch, was.primary)
+        # Away once and back once, at most, in five seconds of starving.
+        assert now.epoch - was.epoch <= 2
+    assert found(cluster, entries) == entries
+
+
+BROKEN = """
+import os, sys
+words = sys.orig_argv
+if "--name" in words and words[words.index("--name") + 1] == "node-2":
+    import spacegrid.node.daemon as daemon
+    real = daemon.core_entry
+    def core_entry(entry):
+        if os.path.exists({trigger!r}):
+            raise RuntimeError("a planted bug")
+        return real(entry)
+    daemon.core_entry = core_entry
+"""
+
+
+def test_f16_a_bug_in_a_node_ends_its_process_and_the_cluster_goes_on(
+    start_cluster: Callable[..., LocalCluster], tmp_path: Path
+) -> None:
+    trigger = tmp_path / "now"
+    (tmp_path / "sitecustomize.py").write_text(BROKEN.format(trigger=str(trigger)))
+    cluster = start_cluster(nodes=3, partitions=16, environment={"PYTHONPATH": str(tmp_path)})
+    entries = fill(cluster)
+    trigger.touch()
+    # The next table is too much for node 2.
+    cluster.add("node-4")
+    cluster.wait_for(lambda: not cluster.nodes["node-2"].alive, "the node to end")
+    assert cluster.nodes["node-2"].wait() == 70
+    assert "please report" in cluster.nodes["node-2"].log_tail()
+    cluster.wait_ready()
+    assert found(cluster, entries) == entries
+
+
 def test_f19_a_node_that_dies_while_data_moves_to_it_or_from_it_costs_nothing(
     start_cluster: Callable[..., LocalCluster],
 ) -> None:

@@ -39,6 +39,22 @@ def in_sync(*copies: int, extra: tuple[int, ...] = ()) -> CoreWorld:
     return world
 
 
+def test_f01_a_primary_that_wakes_up_after_it_was_replaced_acknowledges_nothing() -> None:
+    world = in_sync(1, 2, 3)
+    world.does(1, request(PUT, 1, b"k", b"old"))
+    # Node 1 sleeps through a table that gives everything to node 2, and is asked when it wakes.
+    asleep = world.nodes.pop(1)
+    world.table(2, [2, 3], epoch=2)
+    world.carry()
+    assert world.does(2, request(PUT, 2, b"k", b"new"))[0][1] == OK
+    world.nodes[1] = asleep
+    assert world.does(1, request(PUT, 3, b"k", b"zombie")) == []
+    world.table(2, [2, 3], epoch=2)
+    world.carry()
+    assert {row[1] for row in world.heard()} <= {UNKNOWN, NOT_PRIMARY}
+    assert world.does(2, request(GET, 4, b"k"))[0][2] == b"new"
+
+
 def test_f03_without_the_backups_word_there_is_no_acknowledgement() -> None:
     world = in_sync(1, 2)
     world.ask(1, request(PUT, 1, b"k", b"v"))
