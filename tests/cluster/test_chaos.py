@@ -75,6 +75,23 @@ def test_a_workload_of_ones_own_is_run_and_what_it_finds_fails_the_run(tmp_path:
     assert report.settings["seed"] == 5
 
 
+def test_the_example_of_a_workload_sells_every_piece_once_while_a_node_is_killed() -> None:
+    examples = Path(__file__).parents[2] / "examples"
+    run = subprocess.run(
+        [
+            *(sys.executable, "-m", "spacegrid", "chaos", "--cycles", "1", "--nemesis", "kill"),
+            *("--unit", "shop:Shop", "--workload", "shop_chaos:Sales", "--json"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(examples)},
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert json.loads(run.stdout)["figures"]["acknowledged"] > 300
+
+
 def test_ctrl_c_ends_a_run_with_nothing_left_behind(tmp_path: Path) -> None:
     report = tmp_path / "chaos.json"
     run = command("--cycles", "50", "--nemesis", "kill", "--report", str(report))
