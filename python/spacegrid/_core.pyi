@@ -315,16 +315,32 @@ class Net:
     the server behind. Thread-safe.
     """
 
-    def __new__(cls, listen: str, upstream: str | Path) -> Self:
+    def __new__(
+        cls,
+        listen: str,
+        upstream: str | Path,
+        gate: Gate | None = None,
+        tls: tuple[bytes, bytes, bytes] | None = None,
+    ) -> Self:
         """Bind host:port and start the thread.
 
         Args:
             listen: host:port; port 0 takes any free one.
             upstream: Unix socket on which the server behind listens; its name may be removed once
                 this returns.
+            gate: Decides about each call; None: everyone who reaches the port is let in.
+            tls: PEM of the authority's certificate, the node's own, and its key; with `gate` only.
 
         Raises:
             OSError: The address can't be bound, or nobody listens on the socket.
+            ValueError: One of `gate` and `tls` without the other, or PEM that can't be used.
+        """
+
+    def set_tls(self, tls: tuple[bytes, bytes, bytes]) -> None:
+        """Show other certificates to connections from now on.
+
+        Raises:
+            ValueError: PEM that can't be used; nothing has changed.
         """
 
     @property
@@ -368,15 +384,16 @@ class FrameLink:
     call. Nothing here waits. Thread-safe.
     """
 
-    def __new__(cls, address: str, cluster_id: bytes) -> Self:
+    def __new__(cls, address: str, cluster_id: bytes, authorization: str | None = None) -> Self:
         """Begin a link; the first output opens it, and frames may be sent at once.
 
         Args:
             address: host:port of the node, for the call's head only.
             cluster_id: The cluster expected; empty for any.
+            authorization: The header of that name.
 
         Raises:
-            ValueError: The address is none.
+            ValueError: The address is none, or the header can be none.
         """
 
     def send(self, frame: bytes) -> None:

@@ -24,6 +24,7 @@ from spacegrid.cli_output import json_text as _json_text
 from spacegrid.cli_output import print_document as _print
 from spacegrid.config import ADDRESS_DEFAULT, COORDINATOR_SCHEME, ETCD_SCHEMES, PARTITIONS_DEFAULT
 from spacegrid.errors import ConfigError
+from spacegrid.security.client import CA_VARIABLE, TOKEN_FILE_VARIABLE, TOKEN_VARIABLE
 
 if TYPE_CHECKING:
     from spacegrid.config import NodeConfig
@@ -72,8 +73,23 @@ def _root(
             "--version", callback=_show_version, is_eager=True, help="Print the version and leave."
         ),
     ] = False,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(help="ca.crt of the cluster asked; or SPACEGRID_TLS_CA.", metavar="FILE"),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with a token; or SPACEGRID_TOKEN_FILE.", metavar="FILE"),
+    ] = None,
 ) -> None:
     """Take the options that stand before a command."""
+    # The environment is where every client looks, those inside commands too. A token has no option:
+    # other users of a machine see the arguments of its processes.
+    for variable, file in ((CA_VARIABLE, tls_ca), (TOKEN_FILE_VARIABLE, token_file)):
+        if file is not None:
+            os.environ[variable] = str(file)
+    if token_file is not None:
+        os.environ.pop(TOKEN_VARIABLE, None)
 
 
 # ---- processes
@@ -83,7 +99,26 @@ def _root(
 def node(
     name: Annotated[str | None, typer.Option(help="Node name, unique in the cluster.")] = None,
     listen: Annotated[
-        str | None, typer.Option(help=f"Loopback host:port; default {ADDRESS_DEFAULT}.")
+        str | None,
+        typer.Option(help=f"host:port, off loopback with TLS only; default {ADDRESS_DEFAULT}."),
+    ] = None,
+    advertise: Annotated[
+        str | None, typer.Option(help="Host that others reach it at, if not that of --listen.")
+    ] = None,
+    tls_ca: Annotated[
+        Path | None, typer.Option(help="Certificate of the cluster's authority.")
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="This node's certificate.")] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="Its key, if it is not in the same file.")
+    ] = None,
+    tokens: Annotated[Path | None, typer.Option(help="File of clients' tokens.")] = None,
+    insecure_let_anyone_in: Annotated[
+        bool | None,
+        typer.Option(
+            "--insecure-let-anyone-in",
+            help="Listen off loopback without TLS: whoever reaches the port may do everything.",
+        ),
     ] = None,
     coordinator: Annotated[
         str | None,
@@ -151,6 +186,12 @@ def node(
             {
                 "name": name,
                 "listen": listen,
+                "advertise": advertise,
+                "tls_ca": tls_ca,
+                "tls_cert": tls_cert,
+                "tls_key": tls_key,
+                "tokens": tokens,
+                "insecure_let_anyone_in": insecure_let_anyone_in,
                 "coordinator": coordinator,
                 "etcd_ca": etcd_ca,
                 "etcd_cert": etcd_cert,
@@ -182,7 +223,9 @@ def node(
 def _serve(settings: NodeConfig, json: bool) -> int:
     from spacegrid.node import log
     from spacegrid.node.daemon import serve
+    from spacegrid.node.security import named
 
+    settings = named(settings)
     log.configure(settings.log_level, settings.log_format, node=settings.name)
 
     def ready(daemon: Daemon) -> None:
@@ -278,6 +321,9 @@ def up(
     coordinator: Annotated[
         str, typer.Option(help="etcd://host:port,.../SPACE; without it a local one is started.")
     ] = "",
+    tls: Annotated[
+        bool, typer.Option("--tls", help="With TLS and tokens, made under --data for this cluster.")
+    ] = False,
     fresh: Annotated[bool, typer.Option(help="Begin anew: what is in --data is deleted.")] = False,
     json: Json = False,
 ) -> None:
@@ -302,6 +348,7 @@ def up(
             copies=2 if copies is None else copies,
             min_in_sync=min_in_sync,
             coordinator=coordinator,
+            tls=tls,
         )
         if coordinator:
             options = _etcd(coordinator)

@@ -46,11 +46,21 @@ class NodeConfig:
 
     Attributes:
         name: Node name, unique in the cluster; empty: `node-` and the port.
-        listen: host:port to listen on; port 0 takes a free one. Loopback only.
+        listen: host:port to listen on; port 0 takes a free one. Loopback, unless TLS and tokens
+            are set.
+        advertise: Host that others reach this node at; empty: the one of `listen`.
+        tls_ca: Certificate of the cluster's authority (`ca.crt`).
+        tls_cert: This node's certificate; none: no TLS.
+        tls_key: Its key; none: it is in `tls_cert`.
+        tokens: File with the tokens that let clients in.
+        insecure_let_anyone_in: Listen where others reach it without TLS: whoever reaches the port
+            may do everything.
         coordinator: `local://host:port`, or `etcd://host:port[,host:port...][/SPACE]` (`etcds://`:
             over TLS); empty: a lone node, its own authority.
-        etcd_ca: File of the certificates that etcd's are checked with; none: the system's.
-        etcd_cert: File of this node's own certificate for etcd.
+        etcd_ca: File of the certificates that etcd's are checked with; none: `tls_ca`, or the
+            system's.
+        etcd_cert: File of this node's own certificate for etcd; none: `tls_cert`, if that is set
+            and `etcd_ca` is not.
         etcd_key: File of its private key.
         etcd_user: User name in etcd; empty: none.
         etcd_password_file: File of that user's password.
@@ -79,6 +89,12 @@ class NodeConfig:
 
     name: str = ""
     listen: str = ADDRESS_DEFAULT
+    advertise: str = ""
+    tls_ca: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tokens: Path | None = None
+    insecure_let_anyone_in: bool = False
     coordinator: str = ""
     etcd_ca: Path | None = None
     etcd_cert: Path | None = None
@@ -118,6 +134,11 @@ class NodeConfig:
     def via_addresses(self) -> dict[str, str]:
         """`via` as node name to address."""
         return dict(item.split("=", 1) for item in self.via)
+
+    @property
+    def advertised_host(self) -> str:
+        """Host under which others reach this node."""
+        return self.advertise or self.listen_host
 
     @property
     def write_copies(self) -> int:
@@ -160,6 +181,11 @@ def split_etcd(address: str) -> tuple[bool, tuple[str, ...], str]:
     for member in members.split(","):
         split_address(member)
     return scheme == "etcds", tuple(members.split(",")), space
+
+
+def join_address(host: str, port: int) -> str:
+    """Put host and port together; brackets around an IPv6 host are put on."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_loopback(host: str) -> bool:
@@ -240,6 +266,11 @@ _PARSERS: Final[dict[str, Callable[[Any], Any]]] = {
     "etcd_key": _path,
     "etcd_password_file": _path,
     "data": _path,
+    "tls_ca": _path,
+    "tls_cert": _path,
+    "tls_key": _path,
+    "tokens": _path,
+    "insecure_let_anyone_in": _flag,
     "units": _words,
     "via": _words,
     "lmdb": _flag,
@@ -298,21 +329,20 @@ def check(config: NodeConfig) -> NodeConfig:
     Raises:
         ConfigError: The first setting that is not; the message names the value and the limit.
     """
-    host, port = split_address(config.listen)
-    if not is_loopback(host):
-        raise ConfigError(
-            f"listen address {config.listen!r} is not loopback: spacegrid has no TLS yet and "
-            "refuses addresses that others can reach\nhint: listen on 127.0.0.1:PORT"
-        )
-    if not config.name:
+    _, port = split_address(config.listen)
+    _check_security(config)
+    # With TLS, a node that is not told its name has the one in its certificate.
+    if not config.name and config.tls_cert is None:
         config = replace(config, name=f"node-{port}" if port else f"node-{os.getpid()}")
-    if not _NAME.match(config.name) or len(config.name.encode()) > NAME_BYTES_MAX:
+    named = config.name or config.tls_cert is None
+    if named and (not _NAME.match(config.name) or len(config.name.encode()) > NAME_BYTES_MAX):
         raise ConfigError(
             f"node name {config.name!r} is not 1 to {NAME_BYTES_MAX} letters, digits, dots, "
             "dashes and underscores"
         )
     if config.coordinator.startswith(ETCD_SCHEMES):
         _check_etcd(config)
+        config = _known_to_etcd(config)
     elif config.coordinator:
         if not config.coordinator.startswith(COORDINATOR_SCHEME):
             raise ConfigError(
@@ -357,6 +387,39 @@ def _check_etcd(config: NodeConfig) -> None:
         raise ConfigError("etcd_cert and etcd_key are given together or not at all")
     if bool(config.etcd_user) != (config.etcd_password_file is not None):
         raise ConfigError("etcd_user and etcd_password_file are given together or not at all")
+
+
+def _known_to_etcd(config: NodeConfig) -> NodeConfig:
+    """Over TLS, a node shows etcd what it shows other nodes, unless it is told otherwise."""
+    over_tls = split_etcd(config.coordinator)[0]
+    if not over_tls or config.tls_cert is None or config.etcd_ca or config.etcd_cert:
+        return config
+    key = config.tls_key or config.tls_cert
+    return replace(config, etcd_ca=config.tls_ca, etcd_cert=config.tls_cert, etcd_key=key)
+
+
+def _check_security(config: NodeConfig) -> None:
+    """TLS and tokens come together, and no address that others reach goes without them."""
+    given = {"tls_ca": config.tls_ca, "tls_cert": config.tls_cert, "tokens": config.tokens}
+    missing = [name for name, value in given.items() if value is None]
+    # The authority's certificate alone is what clients in the same environment have.
+    if missing and (config.tls_cert or config.tls_key or config.tokens):
+        raise ConfigError(
+            f"{' and '.join(missing)} not set: TLS needs tls_ca, tls_cert and tokens together\n"
+            "hint: spacegrid certs init, spacegrid certs node, spacegrid token add"
+        )
+    if not is_loopback(config.listen_host) and missing and not config.insecure_let_anyone_in:
+        raise ConfigError(
+            f"listen address {config.listen!r} is not loopback: others can reach it, and without "
+            "TLS and tokens whoever does could read and change everything\n"
+            "hint: listen on 127.0.0.1:PORT, or set --tls-ca, --tls-cert and --tokens "
+            "(docs/guide/three-machines.md)"
+        )
+    if config.listen_host in ("0.0.0.0", "::") and not config.advertise:
+        raise ConfigError(
+            f"listen address {config.listen!r} names no host that others could reach\n"
+            "hint: --advertise HOST, or listen on this machine's own address"
+        )
 
 
 def _parsed(name: str, value: Any, source: str) -> Any:

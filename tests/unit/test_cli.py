@@ -34,8 +34,30 @@ def test_version_is_printed(run: CliRunner) -> None:
 def test_a_public_address_is_refused_with_the_reason(run: CliRunner) -> None:
     result = run.invoke(app, ["node", "--listen", "0.0.0.0:7700"])
     assert result.exit_code == EXIT_USAGE
-    assert "no TLS yet" in result.stderr
+    assert "--tls-ca, --tls-cert and --tokens" in result.stderr
     assert result.stdout == ""
+
+
+def test_a_node_is_who_its_certificate_names(
+    run: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (
+        ["certs", "init"],
+        ["certs", "node", "node-1", "--address", "127.0.0.1"],
+        ["token", "add", "app", "--role", "read"],
+    ):
+        assert run.invoke(app, command).exit_code == 0
+    node = ["node", "--listen", "127.0.0.1:0", "--tls-ca", "certs/ca.crt", "--copies", "1"]
+    node += ["--tls-cert", "certs/node-1.pem", "--tokens", "tokens"]
+    result = run.invoke(app, [*node, "--name", "node-2"])
+    assert result.exit_code == EXIT_USAGE
+    assert "'node-2'" in result.stderr
+    assert "names 'node-1'" in result.stderr
+    Path("tokens").chmod(0o644)
+    result = run.invoke(app, node)
+    assert result.exit_code == EXIT_USAGE
+    assert "chmod 600 tokens" in result.stderr
 
 
 def test_json_makes_errors_documents_on_stderr(run: CliRunner) -> None:

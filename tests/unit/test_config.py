@@ -7,6 +7,7 @@ from spacegrid.config import (
     NodeConfig,
     check,
     is_loopback,
+    join_address,
     load,
     parse_size,
     split_address,
@@ -39,7 +40,9 @@ def test_a_node_without_a_name_is_called_by_its_port() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [
-        ("listen", "0.0.0.0:7700", "has no TLS yet"),
+        ("listen", "0.0.0.0:7700", "not loopback"),
+        ("tls_cert", "node-1.pem", "tls_ca and tokens not set"),
+        ("tokens", "tokens", "tls_ca and tls_cert not set"),
         ("listen", "192.0.2.1:7700", "not loopback"),
         ("listen", "7700", "host:port"),
         ("listen", "127.0.0.1:70000", "65535"),
@@ -99,6 +102,56 @@ def test_a_write_needs_two_copies_unless_told_otherwise() -> None:
     assert check(NodeConfig(copies=3)).write_copies == 2
     assert check(NodeConfig(copies=1)).write_copies == 1
     assert check(NodeConfig(copies=3, min_in_sync=3)).write_copies == 3
+
+
+SECURED = {"tls_ca": "ca.crt", "tls_cert": "node-1.pem", "tokens": "tokens"}
+
+
+def test_a_public_address_needs_tls_and_tokens_and_the_error_says_what_to_do() -> None:
+    with pytest.raises(ConfigError, match="--tls-ca, --tls-cert and --tokens") as raised:
+        load({"listen": "192.0.2.1:7700"}, environ={})
+    assert "read and change everything" in str(raised.value)
+    settings = load({"listen": "192.0.2.1:7700", **SECURED}, environ={})
+    assert settings.tls_cert == Path("node-1.pem")
+    assert settings.name == "", "the certificate names the node"
+
+
+def test_security_comes_from_environment_and_file_as_well(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text('[node]\nlisten = "192.0.2.1:7700"\ntls_ca = "a"\ntls_cert = "b"\n')
+    settings = load({}, environ={"SPACEGRID_TOKENS": "c"}, file=file)
+    assert (settings.tls_ca, settings.tls_cert, settings.tokens) == tuple(map(Path, "abc"))
+
+
+def test_etcd_over_tls_is_shown_the_nodes_own_certificate() -> None:
+    asked = {"coordinator": "etcds://192.0.2.1:2379", "listen": "192.0.2.1:7700", **SECURED}
+    settings = load(asked, environ={})
+    assert (settings.etcd_ca, settings.etcd_cert) == (settings.tls_ca, settings.tls_cert)
+    assert settings.etcd_key == settings.tls_cert
+    told = {"etcd_ca": "etcd-ca.crt", "etcd_cert": "etcd.crt", "etcd_key": "etcd.key"}
+    settings = load({**asked, **told}, environ={})
+    assert (settings.etcd_ca, settings.etcd_key) == (Path("etcd-ca.crt"), Path("etcd.key"))
+
+
+def test_the_authority_alone_in_the_environment_is_a_clients() -> None:
+    settings = load({}, environ={"SPACEGRID_TLS_CA": "ca.crt"})
+    assert settings.tls_cert is None
+
+
+def test_the_override_lets_a_public_address_through_and_has_to_be_asked_for() -> None:
+    settings = load({"listen": "192.0.2.1:7700", "insecure_let_anyone_in": True}, environ={})
+    assert settings.insecure_let_anyone_in
+    assert not NodeConfig().insecure_let_anyone_in
+
+
+def test_an_address_that_nobody_can_reach_is_not_given_to_others() -> None:
+    for listen in ("0.0.0.0:7700", "[::]:7700"):
+        with pytest.raises(ConfigError, match="--advertise"):
+            load({"listen": listen, **SECURED}, environ={})
+        settings = load({"listen": listen, "advertise": "db-1.example", **SECURED}, environ={})
+        assert settings.advertised_host == "db-1.example"
+    assert join_address("::1", 7700) == "[::1]:7700"
+    assert join_address("127.0.0.1", 7700) == "127.0.0.1:7700"
 
 
 def test_loopback_is_what_no_other_machine_can_reach() -> None:

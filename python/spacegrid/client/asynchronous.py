@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Generator, Iterator
 from contextlib import contextmanager
+from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
@@ -283,6 +284,8 @@ def connect(
     *addresses: str,
     timeout: Duration = DEFAULT_TIMEOUT_S,
     cluster_id: str | bytes | None = None,
+    tls: str | PathLike[str] | None = None,
+    token: str | None = None,
 ) -> AsyncGrid:
     """Connect to a cluster.
 
@@ -292,14 +295,25 @@ def connect(
         addresses: host:port of some nodes (several also with commas); kept for ever.
         timeout: Seconds that an operation may take, and that connecting may take.
         cluster_id: The cluster expected, as 32 hexadecimal digits; any when None.
+        tls: File of the certificate of the cluster's authority (`ca.crt`); when None, the one that
+            `SPACEGRID_TLS_CA` names, or no TLS.
+        token: What `spacegrid token add` printed; when None, `SPACEGRID_TOKEN`, or what is in the
+            file that `SPACEGRID_TOKEN_FILE` names. Never sent without TLS.
 
     Returns:
         A grid that is not open yet; awaiting or entering it connects, or raises `ConnectionFailed`.
 
     Raises:
-        ConfigError: An address or the timeout is malformed.
+        ConfigError: An address or the timeout is malformed, a file can't be read, or a token is
+            given without TLS.
     """
+    from spacegrid.security.client import client_security
     from spacegrid.transport.client_grpc import GrpcClientTransport
 
     seeds = parse_addresses(addresses)
-    return AsyncGrid(GrpcClientTransport(), seeds, timeout=timeout, cluster_id=cluster_id)
+    return AsyncGrid(
+        GrpcClientTransport(client_security(tls, token)),
+        seeds,
+        timeout=timeout,
+        cluster_id=cluster_id,
+    )

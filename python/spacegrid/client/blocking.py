@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
@@ -257,6 +258,8 @@ def connect_sync(
     *addresses: str,
     timeout: Duration = DEFAULT_TIMEOUT_S,
     cluster_id: str | bytes | None = None,
+    tls: str | PathLike[str] | None = None,
+    token: str | None = None,
 ) -> Grid:
     """Connect to a cluster and wait for it.
 
@@ -264,13 +267,25 @@ def connect_sync(
         addresses: host:port of some nodes (several also with commas); kept for ever.
         timeout: Seconds that an operation may take, and that connecting may take.
         cluster_id: The cluster expected, as 32 hexadecimal digits; any when None.
+        tls: File of the certificate of the cluster's authority (`ca.crt`); when None, the one that
+            `SPACEGRID_TLS_CA` names, or no TLS.
+        token: What `spacegrid token add` printed; when None, `SPACEGRID_TOKEN`, or what is in the
+            file that `SPACEGRID_TOKEN_FILE` names. Never sent without TLS.
 
     Raises:
-        ConfigError: An address or the timeout is malformed.
+        ConfigError: An address or the timeout is malformed, a file can't be read, or a token is
+            given without TLS.
         ConnectionFailed: No node answers in time.
+        AuthenticationFailed: A node does not know the token, or its certificate is not trusted.
         ProtocolError: A node of another cluster or version answers.
     """
+    from spacegrid.security.client import client_security
     from spacegrid.transport.client_grpc import GrpcBlockingTransport
 
     seeds = parse_addresses(addresses)
-    return Grid(GrpcBlockingTransport(), seeds, timeout=timeout, cluster_id=cluster_id)
+    return Grid(
+        GrpcBlockingTransport(client_security(tls, token)),
+        seeds,
+        timeout=timeout,
+        cluster_id=cluster_id,
+    )

@@ -9,7 +9,8 @@ from typing import Any, Final, Self
 import grpc
 
 from spacegrid.errors import ConnectionFailed, SpaceGridError
-from spacegrid.transport.channel import CHANNEL_OPTIONS
+from spacegrid.security.client import ClientSecurity, client_security
+from spacegrid.transport.channel import access_error, channel
 from spacegrid.v1 import admin_pb2, admin_pb2_grpc
 
 TIMEOUT_S: Final = 5.0
@@ -18,10 +19,26 @@ TIMEOUT_S: Final = 5.0
 class AdminClient:
     """One node's Admin service."""
 
-    def __init__(self, address: str, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        address: str,
+        timeout_s: float = TIMEOUT_S,
+        security: ClientSecurity | None = None,
+    ) -> None:
+        """Not connected yet.
+
+        Args:
+            address: host:port of the node.
+            timeout_s: Seconds to wait for an answer.
+            security: How the caller proves itself; None: as the environment says.
+
+        Raises:
+            ConfigError: What the environment says can't be used.
+        """
         self.address = address
         self._timeout_s = timeout_s
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._security = client_security() if security is None else security
+        self._channel = channel(address, self._security)
         self._stub = admin_pb2_grpc.AdminStub(self._channel)
 
     def __enter__(self) -> Self:
@@ -58,9 +75,16 @@ class AdminClient:
 
     def _ask(self, method: Any, request: Any, timeout_s: float | None = None) -> Any:
         try:
-            return method(request, timeout=timeout_s or self._timeout_s)
+            return method(
+                request,
+                timeout=timeout_s or self._timeout_s,
+                metadata=self._security.metadata,
+            )
         except grpc.RpcError as error:
-            code, details = error.code(), error.details()
+            code, details = error.code(), error.details() or ""
+            refused = access_error(f"{self.address} refuses this caller", code, details)
+            if refused is not None:
+                raise refused from None
             if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
                 raise ConnectionFailed(
                     f"no node answers at {self.address}: {details}", addresses=[self.address]

@@ -41,9 +41,11 @@ from spacegrid.machine.events import (
 )
 from spacegrid.machine.standby import Standby
 from spacegrid.node.log import get_logger
-from spacegrid.node.options import channel_options
+from spacegrid.node.security import NodeSecurity
 from spacegrid.node.view import ClusterView
-from spacegrid.transport.channel import PROTOCOL_VERSION
+from spacegrid.security.client import ClientSecurity
+from spacegrid.security.files import node_dns
+from spacegrid.transport.channel import PROTOCOL_VERSION, aio_channel
 from spacegrid.v1 import peers_pb2, peers_pb2_grpc
 
 if TYPE_CHECKING:
@@ -64,12 +66,14 @@ class ControllerRunner:
         incarnation: int,
         view: ClusterView,
         fatal: Callable[[BaseException], None],
+        security: NodeSecurity,
     ) -> None:
         self._coordinator = coordinator
         self._name = name
         self._incarnation = incarnation
         self._view = view
         self._fatal = fatal
+        self._security = security
         self._machine = Controller()
         self._standby = Standby(incarnation)
         self._standby_timer: asyncio.TimerHandle | None = None
@@ -77,7 +81,7 @@ class ControllerRunner:
         self._term = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._channel: tuple[str, grpc.aio.Channel] | None = None
+        self._channel: tuple[tuple[str, ClientSecurity], grpc.aio.Channel] | None = None
         self._waiting: dict[tuple[int, int], ChangeRequest] = {}
         self._forwarding = False
 
@@ -267,10 +271,10 @@ class ControllerRunner:
         if registration is None:
             return None
         address = self._view.peer_address(registration)
-        if self._channel is None or self._channel[0] != address:
+        if self._channel is None or self._channel[0] != (address, self._security.client):
             old = self._channel
-            channel = grpc.aio.insecure_channel(address, options=channel_options())
-            self._channel = (address, channel)
+            channel = aio_channel(address, self._security.client, node_dns(registration.name))
+            self._channel = ((address, self._security.client), channel)
             if old is not None:
                 self._spawn(old[1].close())
         return peers_pb2_grpc.PeersStub(self._channel[1])

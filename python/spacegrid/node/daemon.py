@@ -35,7 +35,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from spacegrid import clock
 from spacegrid._core import Node
-from spacegrid.config import NodeConfig
+from spacegrid.config import NodeConfig, join_address
 from spacegrid.coordinator import (
     ControllerChanged,
     Coordinator,
@@ -53,6 +53,7 @@ from spacegrid.node.internal import InternalClient
 from spacegrid.node.log import get_logger
 from spacegrid.node.no_units import NoUnits
 from spacegrid.node.options import server_options
+from spacegrid.node.security import NodeSecurity
 from spacegrid.node.servers.admin import AdminService
 from spacegrid.node.servers.data import DataService
 from spacegrid.node.servers.peers import PeersService
@@ -102,8 +103,11 @@ class Daemon:
     controller: ControllerRunner
     internal: InternalClient
 
-    def __init__(self, config: NodeConfig, coordinator: Coordinator) -> None:
+    def __init__(
+        self, config: NodeConfig, coordinator: Coordinator, security: NodeSecurity | None = None
+    ) -> None:
         self.config = config
+        self.security = security or NodeSecurity(config)
         self.address = ""
         self.state = "starting"
         self.incarnation = 0
@@ -119,6 +123,7 @@ class Daemon:
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
         self._registration = Registration(name=config.name)
+        self._guard: asyncio.Task[None] | None = None
         self._stop = asyncio.Event()
         self._cluster_stops = False
         self._ended: str | None = None
@@ -136,6 +141,7 @@ class Daemon:
         """
         try:
             await self._bind()
+            self._guard = asyncio.get_running_loop().create_task(self._look_after_security())
             await self._join()
             events = asyncio.get_running_loop().create_task(self._follow())
             await self._start_rest()
@@ -190,13 +196,13 @@ class Daemon:
             server.add_insecure_port(f"unix:{upstream}")
             await server.start()
             try:
-                self.front = Front(self.config.listen, upstream, die)
+                self.front = Front(self.config.listen, upstream, self.security, die)
             except OSError as error:
                 raise ConfigError(
                     f"can't listen on {self.config.listen}: {error}\nhint: is another node there?"
                 ) from error
         self.bound = True
-        self.address = f"{self.config.listen_host}:{self.front.port}"
+        self.address = join_address(self.config.advertised_host, self.front.port)
 
     async def _join(self) -> None:
         store = self._store
@@ -235,7 +241,7 @@ class Daemon:
                 _log.info("loaded from disk", partitions=len(store.stored), entries=count)
         self.front.join(node, table.life, self.config.name, self.incarnation)
         self.controller = ControllerRunner(
-            self._coordinator, self.config.name, self.incarnation, self.view, die
+            self._coordinator, self.config.name, self.incarnation, self.view, die, self.security
         )
         self.front.changes = self.controller.request_changes
         self.internal = InternalClient(
@@ -244,6 +250,7 @@ class Daemon:
             table.life,
             self.front,
             self._calls_done,
+            self.security,
         )
         self.known = True
 
@@ -309,6 +316,14 @@ class Daemon:
 
     # ---- what the coordinator says
 
+    async def _look_after_security(self) -> None:
+        try:
+            await self.security.run()
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            die(error)
+
     async def _follow(self) -> None:
         try:
             async for event in self._coordinator.events():
@@ -328,6 +343,7 @@ class Daemon:
                     self._apply(changed)
                 self.controller.table_changed()
             case RegistrationsChanged(registrations, stopping):
+                self._tell_membership(registrations)
                 self.view.set_registrations(registrations)
                 self.view.stopping = stopping
                 if self.serving:
@@ -342,6 +358,15 @@ class Daemon:
             case RegistrationEnded(reason):
                 self._ended = reason
                 self._stop.set()
+
+    def _tell_membership(self, registrations: tuple[Registration, ...]) -> None:
+        """Who joined and who left, for the log."""
+        before, now = self.view.registrations, {r.incarnation: r for r in registrations}
+        for incarnation in now.keys() - before.keys():
+            joined = now[incarnation]
+            _log.info("joined", peer=joined.name, incarnation=incarnation, address=joined.address)
+        for incarnation in before.keys() - now.keys():
+            _log.info("left", peer=before[incarnation].name, incarnation=incarnation)
 
     def _apply(self, changed: tuple[int, ...] | None) -> None:
         """Give the core and the node's own client the table, or the entries of it that changed."""
@@ -358,13 +383,13 @@ class Daemon:
 
     def _set_routes(self) -> None:
         table = self.view.table
-        addresses = {
-            incarnation: address
+        nodes = {
+            incarnation: (self.view.name(incarnation), address)
             for incarnation, address in self.view.peer_addresses().items()
             if incarnation != self.incarnation
         }
         answering = self.view.answering()
-        self.internal.set_routes(table.revision, answering, addresses, self.incarnation)
+        self.internal.set_routes(table.revision, answering, nodes, self.incarnation)
 
     def _update_links(self) -> None:
         self.front.link(
@@ -448,6 +473,9 @@ class Daemon:
     async def _close(self) -> None:
         self.serving = False
         self.state = "stopped"
+        if self._guard is not None:
+            self._guard.cancel()
+            self.security.look()
         if self.known:
             await self.internal.close()
             await self.controller.close()

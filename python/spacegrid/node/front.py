@@ -19,6 +19,8 @@ from spacegrid import clock
 from spacegrid._core import Net
 from spacegrid.node.engine import Deliver, Units
 from spacegrid.node.log import get_logger
+from spacegrid.node.security import NodeSecurity
+from spacegrid.security.access import RIGHTS_ALL
 
 if TYPE_CHECKING:
     from spacegrid._core import ChangeRequest, Effects, Node
@@ -48,12 +50,19 @@ class Front:
 
     node: Node
 
-    def __init__(self, listen: str, upstream: Path, fatal: Callable[[BaseException], None]) -> None:
+    def __init__(
+        self,
+        listen: str,
+        upstream: Path,
+        security: NodeSecurity,
+        fatal: Callable[[BaseException], None],
+    ) -> None:
         """Bind and serve. Called on the grid loop.
 
         Args:
             listen: host:port.
             upstream: Unix socket of the server that answers whatever is no frame.
+            security: Who is let in, and what the port shows.
             fatal: See above.
 
         Raises:
@@ -64,7 +73,9 @@ class Front:
         self.changes: Callable[[list[ChangeRequest]], None] = _no_changes
         self._deliver: dict[int, Deliver] = {}
         self._loop = asyncio.get_running_loop()
-        self._net = Net(listen, upstream)
+        material = security.material
+        self._net = Net(listen, upstream, security.gate, material.pem if material else None)
+        security.changed = lambda changed: self._net.set_tls(changed.pem)
         self.port = self._net.port
         self._loop.add_reader(self._net.fileno(), self._take)
 
@@ -101,13 +112,18 @@ class Front:
         if self._deliver.pop(connection, None) is not None:
             self.node.close_connection(connection)
 
-    def client_frame(self, connection: int, frame: bytes) -> int:
-        """Carry out one request frame of this process; the number of its operations.
+    def client_frame(self, connection: int, frame: bytes, rights: int = RIGHTS_ALL) -> int:
+        """Carry out one request frame; the number of its operations.
+
+        Args:
+            connection: One of this process.
+            frame: The bytes.
+            rights: What whoever asks may do; everything for the node's own client.
 
         Raises:
             FrameError: The bytes are no valid frame; nothing was carried out.
         """
-        count = self.node.on_client_frame(connection, frame, clock.now_ms())
+        count = self.node.on_client_frame(connection, frame, clock.now_ms(), rights)
         self.wake()
         return count
 

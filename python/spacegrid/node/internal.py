@@ -20,6 +20,8 @@ from spacegrid._core import Client, FrameError
 from spacegrid.limits import FRAME_WINDOW
 from spacegrid.node.front import Front
 from spacegrid.node.log import get_logger
+from spacegrid.node.security import NodeSecurity
+from spacegrid.security.files import node_dns
 from spacegrid.transport.link import StreamLink
 from spacegrid.wire.status import Status
 
@@ -38,6 +40,7 @@ class InternalClient:
     Attributes:
         core: The request stream.
         cluster_id: The cluster that other nodes must be of.
+        security: How this node proves itself to them.
         calls_done: Takes finished calls of units: (call, status, value) each.
     """
 
@@ -48,12 +51,14 @@ class InternalClient:
         cluster_id: bytes,
         front: Front,
         calls_done: Callable[[list[tuple[OutgoingCall, int, bytes]]], None],
+        security: NodeSecurity,
     ) -> None:
         self.core = Client(stream, partition_count)
         self.core.set_frame_window(FRAME_WINDOW)
         self.calls_done = calls_done
         self.cluster_id = cluster_id
         self._front = front
+        self.security = security
         self._loop = asyncio.get_running_loop()
         self._connection = front.open_connection(self._local_reply)
         self._slots: dict[int, int] = {}
@@ -67,26 +72,30 @@ class InternalClient:
     # ---- where things are
 
     def set_routes(
-        self, revision: int, primaries: Sequence[int], addresses: Mapping[int, str], me: int
+        self,
+        revision: int,
+        primaries: Sequence[int],
+        nodes: Mapping[int, tuple[str, str]],
+        me: int,
     ) -> None:
         """Take a newer table.
 
         Args:
             revision: Of the table.
             primaries: Incarnation of each partition's primary, 0: none.
-            addresses: Incarnation to address of each node alive.
+            nodes: Incarnation to name and address of each other node alive.
             me: This node's incarnation.
         """
         self._slots.setdefault(me, LOCAL_SLOT)
-        for incarnation, address in addresses.items():
+        for incarnation, (name, address) in nodes.items():
             if incarnation not in self._slots:
                 slot = self._slots[incarnation] = len(self._slots)
-                self._links[slot] = _RemoteLink(slot, address, self)
+                self._links[slot] = _RemoteLink(slot, name, address, self)
         for incarnation, slot in self._slots.items():
-            if incarnation not in addresses and (link := self._links.pop(slot, None)) is not None:
+            if incarnation not in nodes and (link := self._links.pop(slot, None)) is not None:
                 link.close()
                 self.core.on_disconnect(slot, clock.monotonic_ms())
-        usable = {inc: slot for inc, slot in self._slots.items() if inc in addresses or inc == me}
+        usable = {inc: slot for inc, slot in self._slots.items() if inc in nodes or inc == me}
         self.core.set_routes(revision, [usable.get(p, -1) for p in primaries])
         self.flush_soon()
 
@@ -216,8 +225,9 @@ class InternalClient:
 class _RemoteLink:
     """The frame stream to one other node; connected from the first frame on."""
 
-    def __init__(self, slot: int, address: str, client: InternalClient) -> None:
+    def __init__(self, slot: int, name: str, address: str, client: InternalClient) -> None:
         self._slot = slot
+        self._name = name
         self._address = address
         self._client = client
         self._stream: StreamLink | None = None
@@ -225,7 +235,12 @@ class _RemoteLink:
     def send(self, frame: bytes) -> None:
         if self._stream is None:
             self._stream = StreamLink(
-                self._address, self._client.cluster_id, self._on_frame, self._on_down
+                self._address,
+                self._client.cluster_id,
+                self._on_frame,
+                self._on_down,
+                self._client.security.client,
+                node_dns(self._name),
             )
         self._stream.send(frame)
 

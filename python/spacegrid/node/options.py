@@ -1,10 +1,10 @@
-"""gRPC settings of a node's servers and channels, on top of what both ends agree on."""
+"""gRPC settings of a node's server, on top of what both ends agree on."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from spacegrid.transport.channel import CHANNEL_OPTIONS, SERVER_OPTIONS
+from spacegrid.transport.channel import SERVER_OPTIONS
 
 CONCURRENT_STREAMS_MAX: Final = 1024
 """Calls and streams of one connection at a time."""
@@ -13,8 +13,3 @@ CONCURRENT_STREAMS_MAX: Final = 1024
 def server_options() -> list[tuple[str, Any]]:
     """Options of a node's server. Two nodes never share a port."""
     return [*SERVER_OPTIONS, ("grpc.max_concurrent_streams", CONCURRENT_STREAMS_MAX)]
-
-
-def channel_options() -> list[tuple[str, Any]]:
-    """Options of a channel to another node."""
-    return [*CHANNEL_OPTIONS]

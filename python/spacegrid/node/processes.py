@@ -26,6 +26,8 @@ from typing import IO, Any, Final
 
 from spacegrid.errors import ConnectionFailed
 from spacegrid.node.admin_client import AdminClient
+from spacegrid.node.secrets import SECRETS, ClusterSecrets
+from spacegrid.security.client import PLAIN, ClientSecurity
 
 READY_TIMEOUT_S: Final = 30.0
 STOP_TIMEOUT_S: Final = 60.0
@@ -195,6 +197,8 @@ class ClusterSettings:
         copies: Copies wanted of each partition.
         min_in_sync: Copies that must hold a write; 0: the smaller of `copies` and 2.
         coordinator: `etcd://...`: the table is there; empty: a local coordinator is started.
+        tls: Whether nodes prove themselves by certificates and clients by tokens, which are made
+            under `data` at the first start.
         arguments: Further arguments of every node.
         environment: Added to the children's environment.
         python: Interpreter for the children; None: this process's own.
@@ -211,6 +215,7 @@ class ClusterSettings:
     copies: int = 2
     min_in_sync: int = 0
     coordinator: str = ""
+    tls: bool = False
     arguments: Sequence[str] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     python: Path | str | None = None
@@ -224,10 +229,12 @@ class ClusterProcesses:
         settings: What it was started with.
         coordinator: The local coordinator's process, once started.
         nodes: Node name to process, dead ones included until they are restarted.
+        secrets: Certificates and tokens; None: the cluster has no TLS.
     """
 
     def __init__(self, settings: ClusterSettings) -> None:
         self.settings = settings
+        self.secrets = ClusterSecrets(settings.data / SECRETS) if settings.tls else None
         self.coordinator: Child | None = None
         self.nodes: dict[str, Child] = {}
 
@@ -316,10 +323,19 @@ class ClusterProcesses:
     def _ask_to_stop(self, child: Child) -> bool:
         if not child.ready:
             return False
-        with contextlib.suppress(ConnectionFailed), AdminClient(child.address) as admin:
+        with contextlib.suppress(ConnectionFailed), self.admin_client(child) as admin:
             admin.stop(cluster=True)
             return True
         return False
+
+    def admin_client(self, child: Child) -> AdminClient:
+        """The Admin service of a node."""
+        return AdminClient(child.address, security=self.security)
+
+    @property
+    def security(self) -> ClientSecurity:
+        """How an operator proves itself to the nodes."""
+        return PLAIN if self.secrets is None else self.secrets.admin()
 
     def kill_nodes(self) -> None:
         """End every node that still runs with SIGKILL."""
@@ -346,6 +362,8 @@ class ClusterProcesses:
             command += ["--sql", s.sql]
         if not s.lmdb:
             command += ["--no-lmdb"]
+        if self.secrets is not None:
+            command += self.secrets.node_arguments(name)
         command += [*s.arguments, *self.arguments_of(name), "--json"]
         return self._start(name, command)
 

@@ -20,6 +20,8 @@ import msgspec
 
 from spacegrid.errors import ConfigError
 from spacegrid.node.processes import Child, ClusterProcesses, ClusterSettings
+from spacegrid.node.secrets import SECRETS, ClusterSecrets
+from spacegrid.security.client import CA_VARIABLE, TOKEN_FILE_VARIABLE
 
 WATCH_S: Final = 0.2
 EXIT_OK: Final = 0
@@ -49,6 +51,8 @@ def run(settings: ClusterSettings, *, fresh: bool, json: bool) -> int:
     cluster.start()
     for child in cluster.nodes.values():
         _tell_started(child, json)
+    if cluster.secrets is not None:
+        _tell_secrets(cluster.secrets, json)
     if not json:
         _say(f"{len(cluster.nodes)} nodes are ready; Ctrl-C stops them all")
     gone: set[str] = set()
@@ -81,7 +85,7 @@ def remove(folder: Path) -> None:
     if not folder.exists():
         return
     for item in folder.iterdir():
-        ours = item.name == "coordinator" or (item / "log.txt").exists()
+        ours = item.name in ("coordinator", SECRETS) or (item / "log.txt").exists()
         if not (item.is_dir() and ours):
             raise ConfigError(f"--fresh refused: {item} is not a part of a cluster's data folder")
     shutil.rmtree(folder)
@@ -103,6 +107,27 @@ def _tell_started(child: Child, json: bool) -> None:
     sys.stdout.write(
         f"{child.name}  {child.address}  pid {child.pid}  data {child.data}\n"
         f"    {child.shell_command}\n"
+    )
+    sys.stdout.flush()
+
+
+def _tell_secrets(secrets: ClusterSecrets, json: bool) -> None:
+    """What a client needs; the token itself stays in its file."""
+    if json:
+        _print(
+            {
+                "event": "secrets",
+                "tls_ca": str(secrets.authority),
+                "token_file": str(secrets.admin_token),
+                "tokens": str(secrets.tokens),
+            }
+        )
+        return
+    sys.stdout.write(
+        f"clients need:\n    export {CA_VARIABLE}={secrets.authority}\n"
+        f"    export {TOKEN_FILE_VARIABLE}={secrets.admin_token}\n"
+        f"and more tokens come from:\n"
+        f"    spacegrid token add NAME --role ROLE --tokens {secrets.tokens}\n"
     )
     sys.stdout.flush()
 

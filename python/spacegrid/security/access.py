@@ -13,7 +13,7 @@ from __future__ import annotations
 from enum import IntFlag, unique
 from typing import Final
 
-__all__ = ["METHODS", "ROLE_NAMES", "Role", "methods"]
+__all__ = ["METHODS", "RIGHTS_ALL", "ROLE_NAMES", "Role", "methods", "rights"]
 
 
 @unique
@@ -29,6 +29,17 @@ class Role(IntFlag):
 
 ROLE_NAMES: Final = ("read", "write", "admin")
 """Roles that a token can have."""
+
+RIGHTS_ALL: Final = 3
+_RIGHTS_READ: Final = 1
+
+
+def rights(role: Role) -> int:
+    """What a role may do with data, as the core takes it: 1 read, 2 write and call."""
+    if not role:
+        return 0
+    return _RIGHTS_READ if role is Role.READ else RIGHTS_ALL
+
 
 _READERS: Final = Role.READ | Role.WRITE | Role.ADMIN
 _WRITERS: Final = Role.WRITE | Role.ADMIN

@@ -71,6 +71,11 @@ class Material:
     name: str
     not_after: datetime
 
+    @property
+    def pem(self) -> tuple[bytes, bytes, bytes]:
+        """Authority, certificate and key."""
+        return self.authority, self.certificate, self.key
+
 
 def load_material(authority: Path, certificate: Path, key: Path) -> Material:
     """Read and check a node's files; certificate and key may be one file.
@@ -158,6 +163,11 @@ class Watched:
         self._load = load
         self._seen = self._stamps()
         load()
+
+    @property
+    def names(self) -> list[str]:
+        """The files."""
+        return [str(path) for path in self._paths]
 
     def look(self) -> bool:
         """Read them again if they have changed; whether that was so.

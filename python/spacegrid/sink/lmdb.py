@@ -165,6 +165,7 @@ class LmdbSink:
             os.fspath(self.folder),
             map_size=max(MAP_BYTES_FIRST, data.stat().st_size * 2 if data.exists() else 0),
             max_dbs=2,
+            mode=0o600,
             lib_version=LIB_VERSION,
         )
         try:

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 from spacegrid.errors import ConnectionFailed, DeadlineExceeded
 from spacegrid.node.admin_client import AdminClient
@@ -48,6 +48,7 @@ class LocalCluster(ClusterProcesses):
         copies: Copies wanted of each partition.
         min_in_sync: Copies that must hold a write; 0: the smaller of `copies` and 2.
         coordinator: `etcd://...`: the table is there; empty: a local coordinator is started.
+        tls: Whether the cluster has TLS and tokens; `connection` is then what clients need.
         arguments: Further arguments of every node's command line.
         environment: Added to the processes' environment.
         python: Interpreter of the processes; None: this one.
@@ -68,6 +69,7 @@ class LocalCluster(ClusterProcesses):
         copies: int = 2,
         min_in_sync: int = 0,
         coordinator: str = "",
+        tls: bool = False,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         python: Path | str | None = None,
@@ -88,6 +90,7 @@ class LocalCluster(ClusterProcesses):
                 copies=copies,
                 min_in_sync=min_in_sync,
                 coordinator=coordinator,
+                tls=tls,
                 arguments=arguments,
                 environment=environment or {},
                 python=python,
@@ -154,6 +157,15 @@ class LocalCluster(ClusterProcesses):
         return super().restart(name)
 
     @property
+    def connection(self) -> dict[str, Any]:
+        """What `connect` and `connect_sync` need beside the addresses, with the role admin."""
+        if self.secrets is None:
+            return {}
+        token = self.secrets.admin().token
+        assert token is not None
+        return {"tls": self.secrets.authority, "token": token.reveal()}
+
+    @property
     def alive(self) -> list[str]:
         """Names of the nodes that run."""
         return [name for name, child in self.nodes.items() if child.alive]
@@ -163,7 +175,7 @@ class LocalCluster(ClusterProcesses):
         names = self.alive if name is None else [name]
         if not names:
             raise ConnectionFailed("no node of the cluster runs")
-        return AdminClient(self.nodes[names[0]].address)
+        return self.admin_client(self.nodes[names[0]])
 
     def status(self, name: str | None = None) -> admin_pb2.StatusReply:
         """What a node says of the cluster and of itself; None: any node that runs."""

@@ -1,4 +1,4 @@
-"""gRPC settings that both ends must agree on: message sizes, keepalive, reconnecting.
+"""gRPC settings that both ends must agree on: message sizes, keepalive, reconnecting, TLS.
 
 Who calls: the clients' channels, nodes' servers, links between nodes.
 """
@@ -7,9 +7,21 @@ from __future__ import annotations
 
 from typing import Final
 
-from spacegrid.limits import MESSAGE_BYTES_MAX
+import grpc
+import grpc.aio
 
-__all__ = ["CHANNEL_OPTIONS", "PROTOCOL_VERSION", "SERVER_OPTIONS"]
+from spacegrid.errors import AccessError, AuthenticationFailed, PermissionDenied
+from spacegrid.limits import MESSAGE_BYTES_MAX
+from spacegrid.security.client import ClientSecurity
+
+__all__ = [
+    "CHANNEL_OPTIONS",
+    "PROTOCOL_VERSION",
+    "SERVER_OPTIONS",
+    "access_error",
+    "aio_channel",
+    "channel",
+]
 
 PROTOCOL_VERSION: Final = 1
 """Version of the frame layout and of the services; a hello with another one is refused."""
@@ -42,3 +54,52 @@ SERVER_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),
     ("grpc.http2.max_ping_strikes", 0),
 )
+
+
+def channel(address: str, security: ClientSecurity) -> grpc.Channel:
+    """A channel to a node, for threads."""
+    if security.authority is None:
+        return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.secure_channel(address, _credentials(security), options=CHANNEL_OPTIONS)
+
+
+def aio_channel(
+    address: str, security: ClientSecurity, server_name: str | None = None
+) -> grpc.aio.Channel:
+    """A channel to a node, for the running loop.
+
+    Args:
+        address: host:port.
+        security: How the caller proves itself.
+        server_name: The name that the node's certificate must have; None: the address's host.
+    """
+    if security.authority is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    options: list[tuple[str, int | str]] = list(CHANNEL_OPTIONS)
+    if server_name is not None:
+        options.append(("grpc.ssl_target_name_override", server_name))
+    return grpc.aio.secure_channel(address, _credentials(security), options=options)
+
+
+def _credentials(security: ClientSecurity) -> grpc.ChannelCredentials:
+    return grpc.ssl_channel_credentials(
+        security.authority, private_key=security.key, certificate_chain=security.certificate
+    )
+
+
+_NOT_TRUSTED: Final = "CERTIFICATE_VERIFY_FAILED"
+"""In the details of a call whose server showed a certificate that this side does not trust."""
+
+
+def access_error(what: str, code: grpc.StatusCode, details: str) -> AccessError | None:
+    """The error for a call that was not let in; None when it failed for another reason."""
+    if code is grpc.StatusCode.UNAUTHENTICATED:
+        return AuthenticationFailed(f"{what}: {details}")
+    if code is grpc.StatusCode.PERMISSION_DENIED:
+        return PermissionDenied(f"{what}: {details}")
+    if _NOT_TRUSTED in details:
+        return AuthenticationFailed(
+            f"{what}: its certificate is not trusted, or is not for this address\n"
+            "hint: tls= and SPACEGRID_TLS_CA name the ca.crt of the node's own cluster"
+        )
+    return None

@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from spacegrid.errors import ConnectionFailed, ProtocolError, SpaceGridError, TooLarge
+from spacegrid.security.client import PLAIN, ClientSecurity
 from spacegrid.transport.base import (
     ExchangeFailed,
     OnDown,
@@ -25,7 +26,7 @@ from spacegrid.transport.base import (
     RouteNode,
     Routes,
 )
-from spacegrid.transport.channel import CHANNEL_OPTIONS, PROTOCOL_VERSION
+from spacegrid.transport.channel import PROTOCOL_VERSION, access_error, aio_channel, channel
 from spacegrid.transport.link import StreamLink
 from spacegrid.v1 import data_pb2, data_pb2_grpc
 
@@ -66,6 +67,8 @@ def _error_of(address: str, error: grpc.RpcError) -> SpaceGridError:
     code, details = error.code(), error.details() or ""
     if code in _REFUSED:
         return ProtocolError(f"{address} refuses this client: {details}")
+    if (denied := access_error(f"{address} refuses this client", code, details)) is not None:
+        return denied
     return ConnectionFailed(f"{address}: {code.name}: {details}", addresses=(address,))
 
 
@@ -75,29 +78,34 @@ def _error_of(address: str, error: grpc.RpcError) -> SpaceGridError:
 class GrpcClientTransport:
     """gRPC for an asyncio client."""
 
-    def __init__(self) -> None:
+    def __init__(self, security: ClientSecurity = PLAIN) -> None:
+        self._security = security
         self._links: list[StreamLink] = []
         self._channels: dict[str, grpc.aio.Channel] = {}
 
     def _stub(self, address: str) -> data_pb2_grpc.DataAsyncStub:
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-            self._channels[address] = channel
-        return data_pb2_grpc.DataStub(channel)
+        found = self._channels.get(address)
+        if found is None:
+            found = self._channels[address] = aio_channel(address, self._security)
+        return data_pb2_grpc.DataStub(found)
 
     async def open(self, address: str, cluster_id: bytes, timeout_s: float) -> Opened:
         """Ask a node for a request stream and the routes; see `base.ClientTransport`."""
         request = data_pb2.OpenRequest(hello=_hello(cluster_id))
         try:
-            return _opened_of(await self._stub(address).Open(request, timeout=timeout_s))
+            call = self._stub(address).Open(
+                request, timeout=timeout_s, metadata=self._security.metadata
+            )
+            return _opened_of(await call)
         except grpc.RpcError as error:
             raise _error_of(address, error) from error
 
     async def routes(self, address: str, timeout_s: float) -> Routes:
         """Ask a node for the routes it knows; see `base.ClientTransport`."""
         try:
-            reply = await self._stub(address).GetRoutes(data_pb2.RoutesRequest(), timeout=timeout_s)
+            reply = await self._stub(address).GetRoutes(
+                data_pb2.RoutesRequest(), timeout=timeout_s, metadata=self._security.metadata
+            )
         except grpc.RpcError as error:
             raise _error_of(address, error) from error
         return routes_of(reply)
@@ -107,7 +115,7 @@ class GrpcClientTransport:
     ) -> StreamLink:
         """Begin to connect to a node; see `base.ClientTransport`."""
         self._links = [link for link in self._links if not link.over]
-        link = StreamLink(address, cluster_id, on_frame, on_down)
+        link = StreamLink(address, cluster_id, on_frame, on_down, self._security)
         self._links.append(link)
         return link
 
@@ -118,8 +126,8 @@ class GrpcClientTransport:
             link.close()
         for link in links:
             await link.ended()
-        for channel in self._channels.values():
-            await channel.close()
+        for opened in self._channels.values():
+            await opened.close()
         self._channels.clear()
 
 
@@ -129,7 +137,8 @@ class GrpcClientTransport:
 class GrpcBlockingTransport:
     """gRPC for threads: grpcio's synchronous stack, no loop and no thread of ours."""
 
-    def __init__(self) -> None:
+    def __init__(self, security: ClientSecurity = PLAIN) -> None:
+        self._security = security
         self._lock = threading.Lock()
         self._channels: dict[str, tuple[grpc.Channel, data_pb2_grpc.DataStub]] = {}
 
@@ -137,22 +146,27 @@ class GrpcBlockingTransport:
         with self._lock:
             found = self._channels.get(address)
             if found is None:
-                channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-                found = self._channels[address] = channel, data_pb2_grpc.DataStub(channel)
+                made = channel(address, self._security)
+                found = self._channels[address] = made, data_pb2_grpc.DataStub(made)
             return found[1]
 
     def open(self, address: str, cluster_id: bytes, timeout_s: float) -> Opened:
         """As `GrpcClientTransport.open`, waiting."""
         request = data_pb2.OpenRequest(hello=_hello(cluster_id))
         try:
-            return _opened_of(self._stub(address).Open(request, timeout=timeout_s))
+            reply = self._stub(address).Open(
+                request, timeout=timeout_s, metadata=self._security.metadata
+            )
+            return _opened_of(reply)
         except grpc.RpcError as error:
             raise _error_of(address, error) from error
 
     def routes(self, address: str, timeout_s: float) -> Routes:
         """As `GrpcClientTransport.routes`, waiting."""
         try:
-            reply = self._stub(address).GetRoutes(data_pb2.RoutesRequest(), timeout=timeout_s)
+            reply = self._stub(address).GetRoutes(
+                data_pb2.RoutesRequest(), timeout=timeout_s, metadata=self._security.metadata
+            )
         except grpc.RpcError as error:
             raise _error_of(address, error) from error
         return routes_of(reply)
@@ -161,17 +175,22 @@ class GrpcBlockingTransport:
         self, frames: Sequence[tuple[str, bytes]], timeout_s: float
     ) -> list[list[bytes] | ExchangeFailed]:
         """Send frames, each to its address, together; see `base.BlockingTransport`."""
+        metadata = self._security.metadata
         if len(frames) == 1:
             address, frame = frames[0]
             try:
-                reply = self._stub(address).Exchange(data_pb2.Frame(data=frame), timeout=timeout_s)
+                reply = self._stub(address).Exchange(
+                    data_pb2.Frame(data=frame), timeout=timeout_s, metadata=metadata
+                )
             except grpc.RpcError as error:
                 return [_failed(address, error)]
             return [[reply.data]]
         calls = [
             (
                 address,
-                self._stub(address).Exchange.future(data_pb2.Frame(data=frame), timeout=timeout_s),
+                self._stub(address).Exchange.future(
+                    data_pb2.Frame(data=frame), timeout=timeout_s, metadata=metadata
+                ),
             )
             for address, frame in frames
         ]
@@ -187,8 +206,8 @@ class GrpcBlockingTransport:
         """Let go of every channel."""
         with self._lock:
             channels, self._channels = self._channels, {}
-        for channel, _stub in channels.values():
-            channel.close()
+        for opened, _stub in channels.values():
+            opened.close()
 
 
 def _failed(address: str, error: grpc.RpcError) -> ExchangeFailed:
@@ -199,4 +218,6 @@ def _failed(address: str, error: grpc.RpcError) -> ExchangeFailed:
         final = TooLarge(f"{details}\nhint: ask for fewer keys at once")
     elif code in _REFUSED:
         final = ProtocolError(reason)
+    else:
+        final = access_error(address, code, details)
     return ExchangeFailed(reason, not details.startswith(_NEVER_SENT), final)

@@ -17,6 +17,7 @@ from typing import Final, cast
 
 from spacegrid._core import FrameLink
 from spacegrid.config import split_address
+from spacegrid.security.client import PLAIN, ClientSecurity
 from spacegrid.transport.base import OnDown, OnFrame
 
 __all__ = ["StreamLink"]
@@ -34,11 +35,23 @@ class StreamLink(asyncio.Protocol):
         cluster_id: The cluster expected; empty for any.
         on_frame: Takes each reply frame.
         on_down: Takes the reason and whether a frame may have left, once.
+        security: How this side proves itself.
+        server_name: The name that the node's certificate must have; None: the address's host.
     """
 
-    def __init__(self, address: str, cluster_id: bytes, on_frame: OnFrame, on_down: OnDown) -> None:
+    def __init__(
+        self,
+        address: str,
+        cluster_id: bytes,
+        on_frame: OnFrame,
+        on_down: OnDown,
+        security: ClientSecurity = PLAIN,
+        server_name: str | None = None,
+    ) -> None:
         self._address = address
-        self._core = FrameLink(address, cluster_id)
+        self._security = security
+        self._server_name = server_name
+        self._core = FrameLink(address, cluster_id, security.authorization)
         self._on_frame = on_frame
         self._on_down = on_down
         self._loop = asyncio.get_running_loop()
@@ -83,7 +96,15 @@ class StreamLink(asyncio.Protocol):
         host, port = split_address(self._address)
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await self._loop.create_connection(lambda: self, host.strip("[]"), port)
+                context = self._security.context
+                name = self._server_name or host.strip("[]")
+                await self._loop.create_connection(
+                    lambda: self,
+                    host.strip("[]"),
+                    port,
+                    ssl=context,
+                    server_hostname=name if context else None,
+                )
         except (OSError, TimeoutError) as error:
             self._end(str(error) or "no connection in time")
 

@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use bytes::{Buf, Bytes, BytesMut};
 use h2::client::{Builder, Connection, ResponseFuture};
 use h2::{Ping, PingPong, RecvStream};
+use http::header::{AUTHORIZATION, HeaderValue};
 use http::{HeaderMap, Method, Request};
 use parking_lot::Mutex;
 use spacegrid_core::limits::FRAME_BYTES_HARD_MAX;
@@ -52,15 +53,20 @@ impl ClientLink {
     /// A link whose first output opens it; frames may be sent at once.
     ///
     /// # Errors
-    /// The address is none.
-    pub fn new(address: &str, cluster_id: &[u8]) -> io::Result<Self> {
-        let request = Request::builder()
+    /// The address is none, or the authorization can be no header.
+    pub fn new(address: &str, cluster_id: &[u8], authorization: Option<&str>) -> io::Result<Self> {
+        let mut request = Request::builder()
             .method(Method::POST)
             .uri(format!("http://{address}{STREAM_PATH}"))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .body(())
             .map_err(io::Error::other)?;
+        if let Some(authorization) = authorization {
+            let mut value = HeaderValue::from_str(authorization).map_err(io::Error::other)?;
+            value.set_sensitive(true);
+            request.headers_mut().insert(AUTHORIZATION, value);
+        }
         let wire = Arc::<Mutex<Wire>>::default();
         let woken = Arc::<Woken>::default();
         let waker = Waker::from(woken.clone());

@@ -15,6 +15,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use spacegrid_core::gate::Gate;
 use spacegrid_core::replica::Node;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -24,6 +25,7 @@ use crate::events::Events;
 use crate::links::Link;
 use crate::message::Hello;
 use crate::net::Member;
+use crate::tls::SharedTls;
 
 /// Time between two ticks of the core: commit positions, expiry, snapshot chunks.
 const TICK: Duration = Duration::from_millis(10);
@@ -44,6 +46,10 @@ pub(crate) struct Shared {
     pub(crate) wake: Notify,
     /// Whether clients and other nodes are let in.
     pub(crate) serving: AtomicBool,
+    /// Who is let in; `None`: everyone who reaches the port.
+    pub(crate) gate: Option<Arc<Gate>>,
+    /// `None`: plain sockets.
+    pub(crate) tls: Option<Arc<SharedTls>>,
 }
 
 /// A node that has joined its cluster.

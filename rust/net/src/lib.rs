@@ -20,13 +20,15 @@ mod message;
 mod net;
 mod sending;
 mod status;
+mod tls;
 
 pub use client::ClientLink;
 pub use events::{Batch, Events, Note};
 pub use links::Peer;
 pub use message::{Envelope, Hello, Messages};
-pub use net::{Member, Net};
+pub use net::{Member, Net, Security};
 pub use status::{Code, Status};
+pub use tls::Tls;
 
 /// Version of the frame layout and of the services; a hello with another one is refused.
 pub const PROTOCOL_VERSION: u64 = 1;

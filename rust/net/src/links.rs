@@ -17,11 +17,11 @@ use bytes::Bytes;
 use h2::client::{Builder, ResponseFuture};
 use h2::{Ping, PingPong, RecvStream, SendStream};
 use http::{Method, Request};
-use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::{interval, sleep, timeout};
 
 use crate::LINK_PATH;
+use crate::front::connect;
 use crate::grid::Grid;
 use crate::message::{ENVELOPE_BYTES_MAX, Envelope, Message, Messages};
 use crate::sending::{Payload, Sending};
@@ -101,6 +101,11 @@ impl Link {
         self.down(grid);
     }
 
+    /// Name of the other node.
+    pub(crate) fn name(&self) -> &str {
+        &self.peer.name
+    }
+
     /// Queue a frame; dropped when the link is not up, the core sends it again.
     pub(crate) fn push(&self, frame: Bytes) {
         if self.up.get() {
@@ -164,8 +169,8 @@ impl Link {
     }
 
     async fn open(&self, grid: &Rc<Grid>) -> io::Result<Call> {
-        let socket = TcpStream::connect(&self.peer.address).await?;
-        socket.set_nodelay(true)?;
+        let tls = grid.shared.tls.as_ref();
+        let socket = connect(tls, &self.peer.name, &self.peer.address).await?;
         let (send, mut connection) =
             Builder::new().enable_push(false).handshake(socket).await.map_err(io::Error::other)?;
         let pings = connection.ping_pong().ok_or(io::ErrorKind::Unsupported)?;

@@ -5,7 +5,6 @@ use std::net::TcpListener as StdListener;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -13,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use spacegrid_core::gate::Gate;
 use spacegrid_core::replica::Node;
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::Notify;
@@ -20,9 +20,10 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::LocalSet;
 
 use crate::events::{Batch, Events};
-use crate::front::{Front, Plain, Upstream};
+use crate::front::{Front, Upstream};
 use crate::grid::{Grid, Joined, LOCAL_CONNECTION, Shared};
 use crate::links::{self, Peer};
+use crate::tls::{SharedTls, Tls};
 
 /// How long replies may still leave when the port is closed.
 const CLOSE_WAIT: Duration = Duration::from_millis(500);
@@ -36,6 +37,15 @@ pub struct Member {
     pub name: Bytes,
     /// One boot of the node.
     pub incarnation: u64,
+}
+
+/// What a node lets others in with.
+#[derive(Debug)]
+pub struct Security {
+    /// Decides about each call.
+    pub gate: Arc<Gate>,
+    /// What the port and the links show.
+    pub tls: Tls,
 }
 
 enum Command {
@@ -60,7 +70,9 @@ impl Net {
     ///
     /// # Errors
     /// The address can't be bound, or nobody listens on the socket.
-    pub fn start(listen: &str, upstream: &Path) -> io::Result<Self> {
+    ///
+    /// Without `security` sockets are plain, and everyone who reaches the port is let in.
+    pub fn start(listen: &str, upstream: &Path, security: Option<Security>) -> io::Result<Self> {
         let listener = StdListener::bind(listen)?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
@@ -70,6 +82,8 @@ impl Net {
             events: Events::new()?,
             wake: Notify::new(),
             serving: AtomicBool::new(false),
+            gate: security.as_ref().map(|security| security.gate.clone()),
+            tls: security.map(|security| Arc::new(SharedTls::new(security.tls))),
         });
         let (commands, receiver) = unbounded_channel();
         let runtime =
@@ -96,6 +110,13 @@ impl Net {
     /// The node has joined its cluster: run its core from now on.
     pub fn join(&self, core: Arc<Node>, member: Member) {
         self.tell(Command::Join(Joined { core, member }));
+    }
+
+    /// Show other certificates from now on; nothing where sockets are plain.
+    pub fn set_tls(&self, tls: Tls) {
+        if let Some(shared) = &self.shared.tls {
+            shared.set(tls);
+        }
     }
 
     /// Let clients and other nodes in, or no longer.
@@ -162,7 +183,7 @@ async fn run(
 ) -> io::Result<()> {
     let grid = Grid::new(shared);
     let upstream = Upstream::open(&grid, UnixStream::from_std(upstream)?).await?;
-    let front = Front::new(grid.clone(), upstream, Rc::new(Plain));
+    let front = Front::new(grid.clone(), upstream);
     let listener = TcpListener::from_std(listener)?;
     let accepting = {
         let front = front.clone();

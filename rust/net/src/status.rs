@@ -23,6 +23,8 @@ pub enum Code {
     Unimplemented = 12,
     /// Not now.
     Unavailable = 14,
+    /// It is not known who calls.
+    Unauthenticated = 16,
 }
 
 /// A code and what it is about.

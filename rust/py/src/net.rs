@@ -12,8 +12,9 @@ use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 use spacegrid_core::replica::{Effects as CoreEffects, Node as CoreNode};
-use spacegrid_net::{ClientLink, Member, Net as CoreNet, Peer};
+use spacegrid_net::{ClientLink, Member, Net as CoreNet, Peer, Security, Tls};
 
+use crate::gate::Gate;
 use crate::node::{Effects, Node};
 
 /// Adds the classes to the module.
@@ -32,11 +33,32 @@ struct Net {
 /// (effects, lines for the log, what ended the thread)
 type Taken = (Option<Effects>, Vec<(&'static str, String)>, Option<String>);
 
+/// The authority's certificate, the node's own, and its key.
+type Pem = (Vec<u8>, Vec<u8>, Vec<u8>);
+
+fn read_tls((authority, certificate, key): &Pem) -> PyResult<Tls> {
+    Tls::new(authority, certificate, key).map_err(|error| PyValueError::new_err(error.to_string()))
+}
+
 #[pymethods]
 impl Net {
     #[new]
-    fn new(py: Python<'_>, listen: &str, upstream: PathBuf) -> PyResult<Self> {
-        let net = py.detach(|| CoreNet::start(listen, &upstream));
+    #[pyo3(signature = (listen, upstream, gate = None, tls = None))]
+    fn new(
+        py: Python<'_>,
+        listen: &str,
+        upstream: PathBuf,
+        gate: Option<&Bound<'_, Gate>>,
+        tls: Option<Pem>,
+    ) -> PyResult<Self> {
+        let security = match (gate, tls) {
+            (Some(gate), Some(pem)) => {
+                Some(Security { gate: gate.get().core.clone(), tls: read_tls(&pem)? })
+            }
+            (None, None) => None,
+            _ => return Err(PyValueError::new_err("gate and tls go together")),
+        };
+        let net = py.detach(|| CoreNet::start(listen, &upstream, security));
         let net = net.map_err(|error| PyOSError::new_err(error.to_string()))?;
         Ok(Self { net, core: OnceLock::new() })
     }
@@ -67,6 +89,11 @@ impl Net {
             incarnation,
         };
         self.net.join(core, member);
+        Ok(())
+    }
+
+    fn set_tls(&self, tls: Pem) -> PyResult<()> {
+        self.net.set_tls(read_tls(&tls)?);
         Ok(())
     }
 
@@ -120,8 +147,9 @@ struct FrameLink {
 #[pymethods]
 impl FrameLink {
     #[new]
-    fn new(address: &str, cluster_id: &[u8]) -> PyResult<Self> {
-        let link = ClientLink::new(address, cluster_id)
+    #[pyo3(signature = (address, cluster_id, authorization = None))]
+    fn new(address: &str, cluster_id: &[u8], authorization: Option<&str>) -> PyResult<Self> {
+        let link = ClientLink::new(address, cluster_id, authorization)
             .map_err(|error| PyValueError::new_err(format!("address {address:?}: {error}")))?;
         Ok(Self { link: Mutex::new(link) })
     }

@@ -12,6 +12,7 @@ import msgspec
 
 from spacegrid.config import NodeConfig, split_etcd
 from spacegrid.errors import ConfigError
+from spacegrid.security.secret import check_private
 
 __all__ = ["EtcdOptions", "EtcdTimes", "SpaceSettings"]
 
@@ -91,6 +92,10 @@ class EtcdOptions(msgspec.Struct, frozen=True):
     user: str = ""
     password: str = ""
 
+    def __repr__(self) -> str:
+        # Key and password are in no log and no traceback.
+        return f"EtcdOptions(members={self.members}, space={self.space!r}, tls={self.tls})"
+
     @classmethod
     def of(cls, config: NodeConfig) -> EtcdOptions:
         """Those of a node's settings; reads the files that they name.
@@ -99,6 +104,9 @@ class EtcdOptions(msgspec.Struct, frozen=True):
             ConfigError: A file can't be read, or the address is none of etcd.
         """
         tls, members, space = split_etcd(config.coordinator)
+        for name in ("etcd_key", "etcd_password_file"):
+            if (secret := getattr(config, name)) is not None:
+                check_private(secret, name)
         password = _file("etcd_password_file", config.etcd_password_file).decode().strip()
         return cls(
             members=members,

@@ -17,6 +17,7 @@ import grpc
 from spacegrid import errors, limits
 from spacegrid._core import FrameError
 from spacegrid.node.servers.answers import abort, failure, timeout_of, token_of
+from spacegrid.node.servers.caller import caller_of
 from spacegrid.node.servers.exchange import exchange
 from spacegrid.transport.channel import PROTOCOL_VERSION
 from spacegrid.v1 import data_pb2, data_pb2_grpc
@@ -72,7 +73,7 @@ class DataService(data_pb2_grpc.DataServicer):
             await self._check(request.hello, context)
         await self._ready(context)
         try:
-            reply = await exchange(self._daemon.front, request.data)
+            reply = await exchange(self._daemon.front, request.data, caller_of(context).rights)
         except FrameError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         except errors.TooLarge as error:

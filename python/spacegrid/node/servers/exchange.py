@@ -29,7 +29,7 @@ def reply_count(frame: bytes) -> int:
     return int.from_bytes(frame[_COUNT_OFFSET : _COUNT_OFFSET + 4], "little")
 
 
-async def exchange(front: Front, request: bytes) -> bytes:
+async def exchange(front: Front, request: bytes, rights: int) -> bytes:
     """Carry out one request frame on its own and give all its answers as one reply frame.
 
     Raises:
@@ -45,7 +45,7 @@ async def exchange(front: Front, request: bytes) -> bytes:
 
     number = front.open_connection(deliver)
     try:
-        open_operations = front.client_frame(number, request)
+        open_operations = front.client_frame(number, request, rights)
         while sum(map(reply_count, frames)) < open_operations:
             arrived.clear()
             await arrived.wait()

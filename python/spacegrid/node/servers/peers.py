@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from spacegrid.node.servers.caller import require_name
 from spacegrid.transport.channel import PROTOCOL_VERSION
 from spacegrid.v1 import peers_pb2, peers_pb2_grpc
 
@@ -46,6 +47,7 @@ class PeersService(peers_pb2_grpc.PeersServicer):
         return peers_pb2.DrainReply(accepted=accepted)
 
     async def _check(self, hello: peers_pb2.PeerHello, context: Any) -> None:
+        await require_name(context, hello.node)
         daemon = self._daemon
         status = grpc.StatusCode.FAILED_PRECONDITION
         if hello.protocol_version != PROTOCOL_VERSION:

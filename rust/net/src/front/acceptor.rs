@@ -1,60 +1,50 @@
-//! From an accepted socket to a stream of bytes, and who is at its other end.
+//! From an accepted socket to a stream of bytes, and what its other end has proved.
 
 use std::io;
-use std::pin::Pin;
+use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+
+use crate::tls::SharedTls;
 
 /// A stream of bytes both ways.
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Duplex for T {}
 
-/// What an acceptor makes of a socket.
-pub(crate) struct Accepted {
-    pub(crate) stream: Box<dyn Duplex>,
-    pub(crate) identity: Identity,
-    pub(crate) rights: Rights,
-}
-
-/// Who calls, for the whole life of a connection.
+/// What is known of a connection for its whole life.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Identity {
-    /// How the name is known: `none` where nothing was asked.
-    pub(crate) kind: &'static str,
-    /// Name of the caller, empty where nothing was asked.
-    pub(crate) name: String,
+pub(crate) struct Proof {
+    /// The URI in the certificate that was shown, empty when that has none; `None`: none was shown.
+    pub(crate) certificate: Option<String>,
+    /// Where the connection comes from.
+    pub(crate) remote: String,
 }
 
-/// What a connection may do here. What it may ask of the server behind is decided there.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Rights {
-    /// Send frames as a client.
-    pub(crate) frames: bool,
-    /// Send frames as another node.
-    pub(crate) links: bool,
+/// Make a stream of a socket; the caller bounds the time.
+pub(crate) async fn accept(
+    tls: Option<&Arc<SharedTls>>,
+    socket: TcpStream,
+) -> io::Result<(Box<dyn Duplex>, Proof)> {
+    let remote = socket.peer_addr()?.to_string();
+    let Some(tls) = tls else {
+        return Ok((Box::new(socket), Proof { certificate: None, remote }));
+    };
+    let (stream, certificate) = tls.accept(socket).await?;
+    Ok((Box::new(stream), Proof { certificate, remote }))
 }
 
-/// Makes streams of sockets.
-pub(crate) trait Acceptor {
-    /// Take a socket; the caller bounds the time.
-    fn accept(
-        &self,
-        socket: TcpStream,
-    ) -> Pin<Box<dyn Future<Output = io::Result<Accepted>> + 'static>>;
-}
-
-/// No encryption and no question who calls.
-pub(crate) struct Plain;
-
-impl Acceptor for Plain {
-    fn accept(
-        &self,
-        socket: TcpStream,
-    ) -> Pin<Box<dyn Future<Output = io::Result<Accepted>> + 'static>> {
-        let identity = Identity { kind: "none", name: String::new() };
-        let rights = Rights { frames: true, links: true };
-        Box::pin(async move { Ok(Accepted { stream: Box::new(socket), identity, rights }) })
-    }
+/// Connect to a node of that name.
+pub(crate) async fn connect(
+    tls: Option<&Arc<SharedTls>>,
+    node: &str,
+    address: &str,
+) -> io::Result<Box<dyn Duplex>> {
+    let socket = TcpStream::connect(address).await?;
+    socket.set_nodelay(true)?;
+    Ok(match tls {
+        Some(tls) => Box::new(tls.connect(node, socket).await?),
+        None => Box::new(socket),
+    })
 }

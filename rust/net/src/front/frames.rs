@@ -17,6 +17,7 @@ use spacegrid_core::limits::FRAME_BYTES_HARD_MAX;
 use spacegrid_core::replica::Node;
 use tokio::time::{Sleep, sleep};
 
+use super::pass::Pass;
 use super::{End, Requests, answer, end};
 use crate::PROTOCOL_VERSION;
 use crate::grid::{Grid, Joined, Output, now_ms};
@@ -33,7 +34,12 @@ const FRAMES_AT_ONCE: usize = 16;
 const COUNT_OFFSET: usize = 8;
 
 /// Carry one client's frames until it ends the call.
-pub(super) async fn serve(grid: Rc<Grid>, body: RecvStream, mut respond: SendResponse<Payload>) {
+pub(super) async fn serve(
+    grid: Rc<Grid>,
+    body: RecvStream,
+    mut respond: SendResponse<Payload>,
+    pass: Pass,
+) {
     let mut requests = Requests::new(body, FRAME_BYTES_HARD_MAX + ENVELOPE_BYTES_MAX);
     let core = match let_in(&grid, &mut requests).await {
         Ok(core) => core,
@@ -45,7 +51,7 @@ pub(super) async fn serve(grid: Rc<Grid>, body: RecvStream, mut respond: SendRes
     let (number, output) = grid.open_connection();
     let sending = Sending::new(stream);
     let mut stream =
-        FrameStream { grid, core, number, output, requests, sending, open: 0, ending: None };
+        FrameStream { grid, core, number, output, requests, sending, pass, open: 0, ending: None };
     let ended = std::future::poll_fn(|cx| stream.poll(cx)).await;
     stream.grid.close_connection(number);
     let status = ended.map_or_else(|error| error, |()| End::Status(Status::OK));
@@ -83,6 +89,7 @@ struct FrameStream {
     output: Rc<Output>,
     requests: Requests,
     sending: Sending,
+    pass: Pass,
     /// Operations without an answer.
     open: i64,
     /// Set once the client has no more requests: until when their replies may come.
@@ -154,7 +161,8 @@ impl FrameStream {
 
     fn take(&mut self, message: Bytes) -> Result<(), Status> {
         let frame = Envelope::decode(message)?.data;
-        let taken = self.core.on_client_frame(self.number, &frame, now_ms());
+        let rights = self.pass.rights()?;
+        let taken = self.core.on_client_frame_as(self.number, rights, &frame, now_ms());
         match taken {
             Ok(count) => self.open += i64::try_from(count).unwrap_or(i64::MAX),
             Err(error) => return Err(Status::new(Code::InvalidArgument, error.to_string())),

@@ -6,11 +6,13 @@
 
 mod acceptor;
 mod frames;
+mod pass;
 mod peers;
 mod proxy;
 
 use std::cell::Cell;
 use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -20,9 +22,11 @@ use h2::{Reason, RecvStream};
 use http::{Method, Request};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Sleep, sleep, timeout};
 
-pub(crate) use self::acceptor::{Acceptor, Identity, Plain, Rights};
+pub(crate) use self::acceptor::connect;
+use self::acceptor::{Proof, accept};
+use self::pass::Pass;
 pub(crate) use self::proxy::Upstream;
 use crate::grid::Grid;
 use crate::message::{Envelope, Messages};
@@ -43,6 +47,13 @@ const HTTP_FRAME_BYTES_MAX: u32 = 256 << 10;
 /// Memory that small HTTP/2 frames may cost beyond their data before the connection is ended.
 const HTTP_FRAME_COST_BYTES_MAX: usize = 16 << 20;
 const HEADER_BYTES_MAX: u32 = 32 << 10;
+/// What a call of a caller that is not known yet may have sent: it is not read, only dropped.
+const STRANGER_WINDOW_BYTES: u32 = 4 << 10;
+/// Pause between two attempts to let a caller that is known now send more at a time.
+const GROW_AGAIN: Duration = Duration::from_millis(5);
+const STRANGER_HEADER_BYTES_MAX: u32 = 8 << 10;
+/// Calls of such a caller that are refused one by one; then the connection ends.
+const REFUSALS_MAX: u32 = 8;
 /// How long a new connection, or a new call that carries frames, may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause when no connection can be accepted, as with too many open files.
@@ -52,14 +63,13 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Front {
     grid: Rc<Grid>,
     upstream: Upstream,
-    acceptor: Rc<dyn Acceptor>,
     connections: Cell<usize>,
     gone: Notify,
 }
 
 impl Front {
-    pub(crate) fn new(grid: Rc<Grid>, upstream: Upstream, acceptor: Rc<dyn Acceptor>) -> Rc<Self> {
-        Rc::new(Self { grid, upstream, acceptor, connections: Cell::new(0), gone: Notify::new() })
+    pub(crate) fn new(grid: Rc<Grid>, upstream: Upstream) -> Rc<Self> {
+        Rc::new(Self { grid, upstream, connections: Cell::new(0), gone: Notify::new() })
     }
 
     /// Accept connections until the task is ended.
@@ -90,23 +100,16 @@ impl Front {
 
     async fn try_serve(&self, socket: TcpStream) -> io::Result<()> {
         socket.set_nodelay(true)?;
+        let shared = &self.grid.shared;
+        // A caller is a stranger until one call of it was let in; without a gate nobody is.
+        let mut stranger = shared.gate.is_some().then(|| Box::pin(sleep(HELLO_TIMEOUT)));
         let opening = async {
-            let accepted = self.acceptor.accept(socket).await?;
-            let connection = Builder::new()
-                .max_concurrent_streams(CALLS_MAX)
-                .initial_window_size(CALL_WINDOW_BYTES)
-                .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-                .max_frame_size(HTTP_FRAME_BYTES_MAX)
-                .max_header_list_size(HEADER_BYTES_MAX)
-                .data_frame_budget(HTTP_FRAME_COST_BYTES_MAX)
-                .handshake::<_, Payload>(accepted.stream)
-                .await
-                .map_err(io::Error::other)?;
-            let caller = Rc::new(Caller { identity: accepted.identity, rights: accepted.rights });
-            Ok::<_, io::Error>((connection, caller))
+            let (stream, proof) = accept(shared.tls.as_ref(), socket).await?;
+            let handshake = settings(stranger.is_some()).handshake::<_, Payload>(stream).await;
+            Ok::<_, io::Error>((handshake.map_err(io::Error::other)?, Rc::new(proof)))
         };
-        let (mut connection, caller) = timeout(HELLO_TIMEOUT, opening).await??;
-        let mut leaving = false;
+        let (mut connection, proof) = timeout(HELLO_TIMEOUT, opening).await??;
+        let (mut leaving, mut refused, mut growing) = (false, 0, None);
         loop {
             if self.grid.is_closing() && !leaving {
                 leaving = true;
@@ -115,51 +118,91 @@ impl Front {
             let call = tokio::select! {
                 call = connection.accept() => call,
                 () = self.grid.closed.notified(), if !leaving => continue,
+                () = expiry(&mut stranger) => return Err(io::ErrorKind::TimedOut.into()),
+                () = expiry(&mut growing) => {
+                    // Not before the caller has acknowledged what it was told at the beginning.
+                    let grown = connection.set_initial_window_size(CALL_WINDOW_BYTES).is_ok();
+                    growing = (!grown).then(|| Box::pin(sleep(GROW_AGAIN)));
+                    continue;
+                }
             };
             match call {
-                Some(Ok((request, respond))) => self.dispatch(request, respond, &caller),
+                Some(Ok((request, respond))) => {
+                    if self.dispatch(request, respond, &proof) {
+                        if stranger.take().is_some() {
+                            connection.set_target_window_size(CONNECTION_WINDOW_BYTES);
+                            growing = Some(Box::pin(sleep(Duration::ZERO)));
+                        }
+                    } else if stranger.is_some() {
+                        refused += 1;
+                        if refused == REFUSALS_MAX {
+                            connection.graceful_shutdown();
+                        }
+                    }
+                }
                 Some(Err(error)) => return Err(io::Error::other(error)),
                 None => return Ok(()),
             }
         }
     }
 
+    /// Send a call where it belongs; whether it was let in.
     fn dispatch(
         &self,
         request: Request<RecvStream>,
         mut respond: SendResponse<Payload>,
-        caller: &Rc<Caller>,
-    ) {
+        proof: &Rc<Proof>,
+    ) -> bool {
         let grid = self.grid.clone();
-        let rights = caller.rights;
-        let refused = |what| Status::new(Code::PermissionDenied, format!("{what} are not allowed"));
+        let gate = grid.shared.gate.as_ref();
+        let pass = match Pass::ask(gate, proof, request.uri().path(), request.headers()) {
+            Ok(pass) => pass,
+            Err(status) => {
+                answer(&mut respond, &status);
+                return false;
+            }
+        };
         match request.uri().path() {
             STREAM_PATH if request.method() == Method::POST => {
-                if !rights.frames {
-                    answer(&mut respond, &refused("frames of clients"));
-                    return;
-                }
-                self.grid.spawn(frames::serve(grid, request.into_body(), respond));
+                self.grid.spawn(frames::serve(grid, request.into_body(), respond, pass));
             }
             LINK_PATH if request.method() == Method::POST => {
-                if !rights.links {
-                    answer(&mut respond, &refused("links of nodes"));
-                    return;
-                }
-                self.grid.spawn(peers::serve(grid, request.into_body(), respond));
+                self.grid.spawn(peers::serve(grid, request.into_body(), respond, pass));
             }
             _ => {
-                let call = self.upstream.forward(request, respond, caller.clone());
+                let call = self.upstream.forward(request, respond, pass.caller().clone());
                 self.grid.spawn(call);
             }
         }
+        true
     }
 }
 
-/// Who is at the other end of a connection, and what it may do.
-struct Caller {
-    identity: Identity,
-    rights: Rights,
+/// HTTP/2 as it is spoken with a caller that is known, or with one that is not yet.
+fn settings(stranger: bool) -> Builder {
+    let mut builder = Builder::new();
+    builder
+        .max_concurrent_streams(CALLS_MAX)
+        .max_frame_size(HTTP_FRAME_BYTES_MAX)
+        .data_frame_budget(HTTP_FRAME_COST_BYTES_MAX);
+    if stranger {
+        builder
+            .initial_window_size(STRANGER_WINDOW_BYTES)
+            .max_header_list_size(STRANGER_HEADER_BYTES_MAX);
+    } else {
+        builder
+            .initial_window_size(CALL_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .max_header_list_size(HEADER_BYTES_MAX);
+    }
+    builder
+}
+
+async fn expiry(timer: &mut Option<Pin<Box<Sleep>>>) {
+    match timer {
+        Some(sleep) => sleep.as_mut().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// A connection's place among those at a time.

@@ -8,8 +8,10 @@ use std::rc::Rc;
 use bytes::Bytes;
 use h2::RecvStream;
 use h2::server::SendResponse;
+use spacegrid_core::gate::{Caller, Role};
 use spacegrid_core::limits::PEER_FRAME_BYTES_MAX;
 
+use super::pass::Pass;
 use super::{End, Requests, answer, end};
 use crate::PROTOCOL_VERSION;
 use crate::grid::{Grid, Joined, now_ms};
@@ -18,9 +20,14 @@ use crate::sending::{Payload, Sending};
 use crate::status::{Code, Status, response};
 
 /// Carry another node's frames until it ends the call.
-pub(super) async fn serve(grid: Rc<Grid>, body: RecvStream, mut respond: SendResponse<Payload>) {
+pub(super) async fn serve(
+    grid: Rc<Grid>,
+    body: RecvStream,
+    mut respond: SendResponse<Payload>,
+    pass: Pass,
+) {
     let mut requests = Requests::new(body, PEER_FRAME_BYTES_MAX + ENVELOPE_BYTES_MAX);
-    let hello = match let_in(&grid, &mut requests).await {
+    let hello = match let_in(&grid, &mut requests, pass.caller()).await {
         Ok(hello) => hello,
         Err(End::Status(status)) => return answer(&mut respond, &status),
         Err(End::Gone) => return,
@@ -39,7 +46,7 @@ pub(super) async fn serve(grid: Rc<Grid>, body: RecvStream, mut respond: SendRes
     end(sending.stream(), &status);
 }
 
-async fn let_in(grid: &Grid, requests: &mut Requests) -> Result<Hello, End> {
+async fn let_in(grid: &Grid, requests: &mut Requests, caller: &Caller) -> Result<Hello, End> {
     let Some(first) = requests.first().await? else { return Err(End::Status(Status::OK)) };
     let hello = first.hello.unwrap_or_default();
     if hello.protocol_version != PROTOCOL_VERSION {
@@ -53,7 +60,29 @@ async fn let_in(grid: &Grid, requests: &mut Requests) -> Result<Hello, End> {
         return Err(Status::new(Code::Unavailable, "this node is not ready yet").into());
     };
     check(joined, &hello)?;
+    check_name(grid, &hello, caller)?;
     Ok(hello)
+}
+
+/// A node is who its certificate names, and no other incarnation than one of that name.
+fn check_name(grid: &Grid, hello: &Hello, caller: &Caller) -> Result<(), Status> {
+    if caller.role != Role::Node {
+        return Ok(());
+    }
+    let links = grid.links.borrow();
+    let known = links.get(&hello.incarnation).map(|link| link.name());
+    let named = caller.name.as_bytes();
+    if hello.node == named && known.is_none_or(|name| name.as_bytes() == named) {
+        return Ok(());
+    }
+    let why = format!(
+        "the certificate names {}, the hello names {} (incarnation {})",
+        caller.name,
+        String::from_utf8_lossy(&hello.node),
+        hello.incarnation
+    );
+    grid.shared.events.note("warning", format!("link refused: {why}"));
+    Err(Status::new(Code::PermissionDenied, why))
 }
 
 fn check(joined: &Joined, hello: &Hello) -> Result<(), Status> {

@@ -12,12 +12,13 @@ use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONNECTION, HOST, HeaderName};
+use http::header::{AUTHORIZATION, CONNECTION, HOST, HeaderName};
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, HeaderValue, Request, Version};
+use spacegrid_core::gate::Caller;
 use tokio::net::UnixStream;
 
-use super::{Caller, Identity, answer};
+use super::answer;
 use crate::grid::Grid;
 use crate::sending::{Payload, plain};
 use crate::status::{Code, Status};
@@ -65,7 +66,7 @@ impl Upstream {
         &self,
         request: Request<RecvStream>,
         mut respond: SendResponse<Payload>,
-        caller: Rc<Caller>,
+        caller: Caller,
     ) -> impl Future<Output = ()> + 'static {
         let upstream = self.clone();
         async move {
@@ -75,7 +76,7 @@ impl Upstream {
             }
             let _place = Place::take(upstream.calls.clone());
             let (head, body) = request.into_parts();
-            let Some(request) = head_for_upstream(&head, &caller.identity) else {
+            let Some(request) = head_for_upstream(&head, &caller) else {
                 return answer(&mut respond, &Status::new(Code::Unimplemented, "no such call"));
             };
             let gone = upstream.exchange(request, body, &mut respond).await.is_err();
@@ -162,7 +163,7 @@ async fn send_all(to: &mut SendStream<Payload>, mut data: Bytes) -> Result<(), h
 }
 
 /// The caller's head as the server behind gets it; `None`: it is no call.
-fn head_for_upstream(head: &http::request::Parts, identity: &Identity) -> Option<Request<()>> {
+fn head_for_upstream(head: &http::request::Parts, caller: &Caller) -> Option<Request<()>> {
     let path = head.uri.path_and_query().cloned().unwrap_or(PathAndQuery::from_static("/"));
     let authority = head.uri.authority().map_or("localhost", |authority| authority.as_str());
     let uri = Uri::builder().scheme("http").authority(authority).path_and_query(path).build();
@@ -170,20 +171,22 @@ fn head_for_upstream(head: &http::request::Parts, identity: &Identity) -> Option
     *request.method_mut() = head.method.clone();
     *request.uri_mut() = uri.ok()?;
     *request.version_mut() = Version::HTTP_2;
-    *request.headers_mut() = headers_for_upstream(&head.headers, identity)?;
+    *request.headers_mut() = headers_for_upstream(&head.headers, caller)?;
     Some(request)
 }
 
-fn headers_for_upstream(headers: &HeaderMap, identity: &Identity) -> Option<HeaderMap> {
+fn headers_for_upstream(headers: &HeaderMap, caller: &Caller) -> Option<HeaderMap> {
     let is_passed = |name: &HeaderName| {
-        *name != HOST && *name != CONNECTION && !name.as_str().starts_with(CALLER_PREFIX)
+        // The token has done its work; nobody behind needs to see it.
+        ![HOST, CONNECTION, AUTHORIZATION].contains(name)
+            && !name.as_str().starts_with(CALLER_PREFIX)
     };
     let mut headers: HeaderMap = headers
         .iter()
         .filter(|(name, _)| is_passed(name))
         .map(|(name, value)| (name.clone(), value.clone()))
         .collect();
-    for (what, value) in [("kind", identity.kind), ("name", &identity.name)] {
+    for (what, value) in [("role", caller.role.name()), ("name", &*caller.name)] {
         let name = HeaderName::try_from(format!("{CALLER_PREFIX}{what}")).ok()?;
         headers.insert(name, HeaderValue::from_str(value).ok()?);
     }
@@ -208,6 +211,8 @@ impl Drop for Place {
 
 #[cfg(test)]
 mod tests {
+    use spacegrid_core::gate::Role;
+
     use super::*;
 
     #[test]
@@ -217,11 +222,12 @@ mod tests {
         outside.append("spacegrid-caller-roles", HeaderValue::from_static("admin"));
         outside.append("host", HeaderValue::from_static("elsewhere"));
         outside.append("grpc-timeout", HeaderValue::from_static("5S"));
-        let identity = Identity { kind: "certificate", name: "shop".into() };
-        let inside = headers_for_upstream(&outside, &identity).unwrap();
+        outside.append("authorization", HeaderValue::from_static("Bearer sg1.a.secret"));
+        let caller = Caller { role: Role::Read, name: "shop".into(), generation: 1 };
+        let inside = headers_for_upstream(&outside, &caller).unwrap();
         assert_eq!(inside.get_all("spacegrid-caller-name").iter().count(), 1);
         assert_eq!(inside["spacegrid-caller-name"], "shop");
-        assert_eq!(inside["spacegrid-caller-kind"], "certificate");
+        assert_eq!(inside["spacegrid-caller-role"], "read");
         assert_eq!(inside["grpc-timeout"], "5S");
         assert_eq!(inside.len(), 3, "{inside:?}");
     }
