@@ -16,6 +16,7 @@ import msgspec
 import pytest
 from controller_world import World
 from spacegrid.machine.controller import STORY_MAX, Controller, ControllerConfig
+from spacegrid.machine.draft import Draft, Nodes
 from spacegrid.machine.events import (
     BecameController,
     Change,
@@ -30,6 +31,7 @@ from spacegrid.machine.events import (
     WriteRefused,
     WriteTable,
 )
+from spacegrid.machine.survival import _recover, lost_tails
 from spacegrid.machine.table import (
     CopyStore,
     Joining,
@@ -494,6 +496,52 @@ def test_the_highest_position_wins_once_all_have_reported() -> None:
     assert (entry.state, entry.epoch, entry.in_sync) == (State.OK, 4, (5, 6))
     assert entry.primary in (5, 6)
     assert [item.copy for item in entry.joining] == [4]
+
+
+def test_after_a_crash_of_all_the_disks_decide_and_the_loss_is_named() -> None:
+    stores = (CopyStore(1, b"a" * 16, crashed=True), CopyStore(2, b"b" * 16, crashed=True))
+    table = one_partition(served(1, 2), copies=2)
+    table = msgspec.structs.replace(table, stores=stores)
+
+    def node(incarnation: int, store: bytes, sequence: int) -> Registration:
+        return Registration(
+            name=f"node-{incarnation}",
+            incarnation=incarnation,
+            store=store * 16,
+            stored=stored_at(sequence),
+        )
+
+    # The crashed one may come back with its disk: not lost, and not decided without it.
+    waiting = decide(table, (node(4, b"a", 50),))
+    assert waiting is not None
+    assert waiting.state is State.RECOVERING
+    assert lost_tails(table, (waiting,)) == ()
+    entry = decide(table, (node(4, b"a", 50), node(5, b"b", 49)))
+    assert entry is not None
+    assert (entry.state, entry.primary, entry.in_sync) == (State.OK, 4, (4,))
+    clean = msgspec.structs.replace(table, stores=(stores[0], CopyStore(2, b"b" * 16)))
+    table = table.apply(table.revision + 1, (waiting,))
+    assert lost_tails(table, (entry,)) == (0,)
+    clean = msgspec.structs.replace(
+        table, stores=tuple(CopyStore(item.copy, item.store) for item in table.stores)
+    )
+    assert lost_tails(clean, (entry,)) == ()
+
+
+def test_a_copy_that_still_has_its_own_store_open_is_waited_for() -> None:
+    stores = (CopyStore(1, b"a" * 16),)
+    entry = msgspec.structs.replace(served(1), state=State.UNAVAILABLE, primary=0)
+    table = msgspec.structs.replace(one_partition(entry), stores=stores)
+    draft = Draft(
+        table,
+        stores,
+        Nodes(
+            (Registration(name="a", incarnation=1, store=b"a" * 16, stored=stored_at(9)),),
+            frozenset(),
+        ),
+    )
+    assert _recover(draft, entry) is State.UNAVAILABLE
+    assert not draft.changed
 
 
 def test_a_store_that_is_no_candidate_is_not_asked() -> None:

@@ -288,7 +288,7 @@ class LocalServer(rpc.CoordinatorServicer):
     def _find_processes(self) -> None:
         """Watch the processes that were registered before a restart; end those that are gone.
 
-        How they ended is unknown, so their stores may be complete: they are not called crashed.
+        How they ended is unknown, so what they had not said to be complete on disk is not.
         """
         state = self.authority.state
         for registration in state.registrations:
@@ -298,7 +298,7 @@ class LocalServer(rpc.CoordinatorServicer):
                 ended = functools.partial(self._process_ended, incarnation)
                 self._watch.watch(registration.pid, started, ended)
             except OSError:
-                self.authority.end(incarnation, crashed=False)
+                self.authority.end(incarnation, crashed=not registration.stopped)
 
     def _process_ended(self, incarnation: int) -> None:
         registration = self.authority.registered(incarnation)

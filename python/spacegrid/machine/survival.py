@@ -9,10 +9,12 @@ Who calls: machine/controller.py.
 
 from __future__ import annotations
 
-from spacegrid.machine.draft import Draft
-from spacegrid.machine.table import EPOCH_MAX, PartitionEntry, State
+from collections.abc import Iterable
 
-__all__ = ["settle"]
+from spacegrid.machine.draft import Draft
+from spacegrid.machine.table import EPOCH_MAX, PartitionEntry, State, Table
+
+__all__ = ["lost_tails", "settle"]
 
 
 def settle(draft: Draft) -> None:
@@ -124,8 +126,10 @@ def _former(
 def _recover(draft: Draft, entry: PartitionEntry) -> State:
     """Look for the last complete copies among the stores of the nodes that registered.
 
-    Candidates are only stores of the last in-sync set, and only after a clean stop. Once all that
-    may come back have reported, the highest position wins, and those that are equal are in sync.
+    Candidates are only stores of the last in-sync set; a store that another process has open now is
+    proof that the copy has ended. Once all of them have reported, the highest position wins, and
+    those that are equal are in sync. After a crash that is the last position on disk: what was
+    persisted is in it, what was only replicated and not yet written is not (`lost_tails`).
 
     Returns:
         OK when it is served again, else how it stands.
@@ -137,11 +141,11 @@ def _recover(draft: Draft, entry: PartitionEntry) -> State:
         if known is None:
             continue
         node = draft.nodes.with_store(known.store)
-        if node is None:
-            missing = missing or not known.crashed
+        if node is None or node.incarnation == copy:
+            missing = True
             continue
         position = draft.nodes.stored(known.store, entry.partition)
-        if position is not None and not known.crashed:
+        if position is not None:
             found.append((position.epoch, position.sequence, node.incarnation))
     if missing:
         return State.RECOVERING if found else State.UNAVAILABLE
@@ -162,3 +166,24 @@ def _recover(draft: Draft, entry: PartitionEntry) -> State:
         epoch=epoch,
     )
     return State.OK
+
+
+def lost_tails(table: Table, entries: Iterable[PartitionEntry]) -> tuple[int, ...]:
+    """Partitions that begin again from disk although some last copy did not stop cleanly.
+
+    What those copies had acknowledged as replicated, and had not on disk, is gone with them; how
+    much that is nobody knows any more.
+
+    Args:
+        table: Before the write.
+        entries: What is written.
+    """
+    crashed = {store.copy for store in table.stores if store.crashed}
+    found = []
+    for entry in entries:
+        before = table.entries[entry.partition]
+        known = {*before.members(), *before.former}
+        from_disk = entry.state is State.OK and before.state is not State.OK and before.epoch > 0
+        if from_disk and known.isdisjoint(entry.in_sync) and not crashed.isdisjoint(before.in_sync):
+            found.append(entry.partition)
+    return tuple(found)

@@ -40,6 +40,7 @@ from spacegrid.machine.events import (
     WriteTable,
 )
 from spacegrid.machine.standby import Standby
+from spacegrid.machine.survival import lost_tails
 from spacegrid.node.log import get_logger
 from spacegrid.node.security import NodeSecurity
 from spacegrid.node.view import ClusterView
@@ -235,6 +236,8 @@ class ControllerRunner:
             _log.warning("the table could not be written", error=str(error))
             self._handle(WriteRefused())
             return
+        if result.accepted and self._machine.table is not None:
+            _tell_lost_tails(lost_tails(self._machine.table, effect.entries))
         self._handle(WriteDone(result.revision) if result.accepted else WriteRefused())
 
     async def _forward(self) -> None:
@@ -309,3 +312,13 @@ def _message(change: ChangeRequest) -> peers_pb2.ChangeRequest:
         from_epoch=from_epoch,
         from_sequence=from_sequence,
     )
+
+
+def _tell_lost_tails(partitions: tuple[int, ...]) -> None:
+    if partitions:
+        _log.warning(
+            "served again from disk after all copies crashed: what was acknowledged as replicated "
+            "only, and had not reached a disk, is lost; what was persisted is here",
+            partitions=len(partitions),
+            first=partitions[0],
+        )

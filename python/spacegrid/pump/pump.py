@@ -402,6 +402,7 @@ class Pump:
     def _take(self, wanted: dict[int, int]) -> None:
         granted = self._sink.take(wanted)
         gaps: list[int] = []
+        empty: list[int] = []
         for partition in wanted:
             if partition not in granted:
                 log.info("%s: partition %d has a newer owner", self._sink.name, partition)
@@ -410,9 +411,13 @@ class Pump:
             position = granted[partition] or (0, 0)
             if self._source.set_cursor(self.name, partition, *position):
                 self._plan.take(partition, position)
+                if granted[partition] is None:
+                    empty.append(partition)
                 self._report(partition)
             else:
                 gaps.append(partition)
+        if empty and not self._sink.fenced:
+            cast(LocalSink, self._sink).begin(empty)
         self._parked_count = self._count_parked()
         if gaps:
             self._resync(gaps, wanted)

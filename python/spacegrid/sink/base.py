@@ -220,5 +220,8 @@ class LocalSink(Sink, Protocol):
     Every method that writes returns when what it wrote survives a loss of power.
     """
 
+    def begin(self, partitions: Sequence[int]) -> None:
+        """Note that these partitions, of which nothing is stored, are empty so far."""
+
     def persisted(self, partition: int) -> Position | None:
         """Position up to which a whole copy of a partition is durable here; None: there is none."""

@@ -268,6 +268,18 @@ class LmdbSink:
                 self._cursors.pop(partition, None)
         return {partition: self.persisted(partition) for partition in wanted}
 
+    def begin(self, partitions: Sequence[int]) -> None:
+        """Write the cursors of copies that are empty: a copy without a cursor is none."""
+        self.open()
+        empty = Cursor((0, 0), 0)
+
+        def run(writing: Any) -> None:
+            for partition in partitions:
+                self._put_meta(partition, empty, b"", writing)
+
+        self._transact(run)
+        self._cursors.update(dict.fromkeys(partitions, empty))
+
     def let_go(self, partitions: Sequence[int], *, gone: bool) -> None:
         """Stop writing; delete what is on disk when the copy is gone."""
         if not gone or not partitions:

@@ -1,0 +1,88 @@
+"""Durability levels on real processes: what survives when every one of them is killed at once.
+
+Goal: each write that was acknowledged as persisted is there after the restart, exactly once. Method:
+clients that write until everything, the coordinator included, gets SIGKILL; then the same folders are
+started again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+import spacegrid
+from spacegrid import errors
+from spacegrid.testing import LocalCluster
+
+pytestmark = pytest.mark.timeout(150)
+
+
+def kill_everything(cluster: LocalCluster) -> None:
+    """SIGKILL for all processes, before any of them can hear of another's end."""
+    for child in (cluster.coordinator, *cluster.nodes.values()):
+        assert child is not None
+        os.kill(child.pid, signal.SIGKILL)
+    cluster.kill_all()
+
+
+def write_until_killed(
+    cluster: LocalCluster, name: str, acknowledged: dict[str, int], began: threading.Event
+) -> None:
+    with spacegrid.connect_sync(*cluster.addresses, timeout=5) as grid:
+        stock = grid.map("stock", key=str, value=int, durability="persisted")
+        number = 0
+        with contextlib.suppress(errors.SpaceGridError):
+            while True:
+                number += 1
+                key = f"{name}-{number % 50}"
+                stock.put(key, number)
+                acknowledged[key] = number
+                if number == 60:
+                    began.set()
+
+
+def test_every_persisted_write_survives_a_kill_of_everything(tmp_path: Path) -> None:
+    acknowledged: dict[str, int] = {}
+    with LocalCluster(nodes=3, data=tmp_path / "space", partitions=16) as cluster:
+        began = [threading.Event() for _ in range(3)]
+        writers = [
+            threading.Thread(
+                target=write_until_killed, args=(cluster, f"w{index}", acknowledged, event)
+            )
+            for index, event in enumerate(began)
+        ]
+        for writer in writers:
+            writer.start()
+        for event in began:
+            assert event.wait(60)
+        kill_everything(cluster)
+        for writer in writers:
+            writer.join(30)
+            assert not writer.is_alive()
+    assert len(acknowledged) == 150
+    with LocalCluster(nodes=3, data=tmp_path / "space", partitions=16) as cluster:
+        with spacegrid.connect_sync(*cluster.addresses, timeout=30) as grid:
+            stock = grid.map("stock", key=str, value=int, durability="persisted")
+            found = stock.get_many(list(acknowledged))
+            # At most the one write that was under way may be newer than what was acknowledged.
+            late = {key: found.get(key) for key, value in acknowledged.items()}
+            lost = {key for key, value in acknowledged.items() if (late[key] or 0) < value}
+            assert not lost
+            assert sum(late[key] != acknowledged[key] for key in late) <= len(writers)
+            assert stock.put("after", 1)
+        logs = "".join(child.log.read_text() for child in cluster.nodes.values())
+        assert "what was persisted is here" in logs
+
+
+def test_persisted_is_refused_without_data_folders(tmp_path: Path) -> None:
+    with LocalCluster(nodes=2, data=tmp_path / "space", partitions=8, lmdb=False) as cluster:
+        with spacegrid.connect_sync(*cluster.addresses, timeout=10) as grid:
+            stock = grid.map("stock", key=str, value=int)
+            assert stock.put("tea", 1)
+            with pytest.raises(errors.DurabilityUnavailable, match="data folder"):
+                stock.put("tea", 2, durability="persisted")
+            assert stock.get("tea") == 1
