@@ -1,8 +1,8 @@
 """Durability levels on real processes: what survives when every one of them is killed at once.
 
-Goal: each write that was acknowledged as persisted is there after the restart, exactly once. Method:
-clients that write until everything, the coordinator included, gets SIGKILL; then the same folders are
-started again.
+Goal: each write that was acknowledged as persisted is there after the restart. Method: clients that
+write until everything, the coordinator included, gets SIGKILL; then the same folders are started
+again.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import contextlib
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
+import faulty_disk
 import pytest
 import spacegrid
 from spacegrid import errors
@@ -79,10 +81,36 @@ def test_every_persisted_write_survives_a_kill_of_everything(tmp_path: Path) -> 
 
 
 def test_persisted_is_refused_without_data_folders(tmp_path: Path) -> None:
-    with LocalCluster(nodes=2, data=tmp_path / "space", partitions=8, lmdb=False) as cluster:
-        with spacegrid.connect_sync(*cluster.addresses, timeout=10) as grid:
-            stock = grid.map("stock", key=str, value=int)
-            assert stock.put("tea", 1)
-            with pytest.raises(errors.DurabilityUnavailable, match="data folder"):
-                stock.put("tea", 2, durability="persisted")
-            assert stock.get("tea") == 1
+    with (
+        LocalCluster(nodes=2, data=tmp_path / "space", partitions=8, lmdb=False) as cluster,
+        spacegrid.connect_sync(*cluster.addresses, timeout=10) as grid,
+    ):
+        stock = grid.map("stock", key=str, value=int)
+        assert stock.put("tea", 1)
+        with pytest.raises(errors.DurabilityUnavailable, match="data folder"):
+            stock.put("tea", 2, durability="persisted")
+        assert stock.get("tea") == 1
+
+
+def test_f46_a_node_whose_disk_fails_ends_and_the_others_go_on(tmp_path: Path) -> None:
+    library, flag = faulty_disk.build(tmp_path), tmp_path / "fail"
+    with LocalCluster(nodes=2, data=tmp_path / "space", partitions=8) as cluster:
+        # Only the third node's fsyncs can fail.
+        faulty = {"LD_PRELOAD": str(library), "FAIL_WHEN": str(flag)}
+        cluster.settings = replace(cluster.settings, environment=faulty)
+        cluster.add("node-3")
+        cluster.wait_for(
+            lambda: "node-3" in cluster.primaries().values(), "a partition of node-3's own"
+        )
+        cluster.wait_ready()
+        with spacegrid.connect_sync(*cluster.addresses, timeout=20) as grid:
+            stock = grid.map("stock", key=str, value=int, durability="persisted")
+            for number in range(40):
+                stock.put(f"k{number}", number)
+            flag.touch()
+            for number in range(40):
+                stock.put(f"k{number}", number + 100)
+            failed = cluster.nodes["node-3"]
+            assert failed.wait(30) == 4
+            assert "Input/output error" in failed.log_tail()
+            assert [stock.get(f"k{number}") for number in range(40)] == list(range(100, 140))

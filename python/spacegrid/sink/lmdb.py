@@ -29,7 +29,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -44,7 +44,7 @@ from spacegrid.errors import (
     StoreFailed,
 )
 from spacegrid.sink.base import Change, Entry, Part, Position, Resync, Written
-from spacegrid.sink.lmdb_check import check_in_child
+from spacegrid.sink.lmdb_check import check_in_child, late_readers
 from spacegrid.sink.lmdb_folder import Identity, StoreFolder
 from spacegrid.sink.lmdb_layout import (
     STORE_FORMAT,
@@ -67,7 +67,7 @@ __all__ = ["LmdbSink", "LoadChunk"]
 
 LIB_VERSION: Final = 0
 """The 0.9 file format, which every LMDB reader knows."""
-MAP_BYTES_FIRST: Final = 64 << 20
+MAP_BYTES_FIRST: Final = 4 << 20
 MAP_BYTES_MAX: Final = 1 << 44
 LOAD_ENTRIES: Final = 2000
 """Entries read in one read transaction, so that none of ours pins pages for long."""
@@ -148,27 +148,24 @@ class LmdbSink:
 
     def _open_locked(self) -> None:
         identity = self._store.read(self._life, self._partition_count)
-        if identity is None:
-            identity = Identity(STORE_FORMAT, self._life, self._partition_count, self._new_id)
         data = self.folder / "data.mdb"
-        if data.exists():
-            try:
-                check_in_child(self.folder)
-            except StoreDamaged as damage:
-                raise StoreDamaged(
-                    f"{self.name} is damaged, nothing of it is served: {damage}\n"
-                    "hint: move the folder away; a node with an empty one is given its copies by "
-                    "the others",
-                    sink=self.name,
-                ) from damage
+        if identity is not None:
+            self._check_whole()
+        else:
+            identity = Identity(STORE_FORMAT, self._life, self._partition_count, self._new_id)
+            with suppress(FileNotFoundError):
+                # Its making was interrupted, or somebody took store.json away: nobody's store.
+                os.replace(data, data.with_suffix(".nameless"))
+        size = max(MAP_BYTES_FIRST, data.stat().st_size if data.exists() else 0)
         environment = lmdb.open(
             os.fspath(self.folder),
-            map_size=max(MAP_BYTES_FIRST, data.stat().st_size * 2 if data.exists() else 0),
+            map_size=size,
             max_dbs=2,
             mode=0o600,
             lib_version=LIB_VERSION,
         )
         try:
+            self._store.reserve(size)
             environment.reader_check()
             self._entries = environment.open_db(b"entries")
             self._meta = environment.open_db(b"meta")
@@ -183,6 +180,17 @@ class LmdbSink:
             raise
         self._identity = identity
         self._environment = environment
+
+    def _check_whole(self) -> None:
+        try:
+            check_in_child(self.folder)
+        except StoreDamaged as damage:
+            raise StoreDamaged(
+                f"{self.name} is damaged, nothing of it is served: {damage}\n"
+                "hint: move the folder away; a node with an empty one is given its copies by "
+                "the others",
+                sink=self.name,
+            ) from damage
 
     def close(self) -> None:
         """Close the store. Safe to call twice."""
@@ -402,11 +410,7 @@ class LmdbSink:
                         cursor.delete()
 
     def sync(self) -> None:
-        """Nothing to wait for: every transaction was fsynced before it returned.
-
-        Raises:
-            StoreFailed: One of them was not.
-        """
+        """Return at once: every transaction was fsynced before it returned."""
         self.open()
 
     # ---- the environment ----
@@ -430,6 +434,7 @@ class LmdbSink:
                         sink=self.name,
                     ) from None
                 with self._errors():
+                    self._store.reserve(size)
                     self._environment.set_mapsize(size)
 
     def _watch_readers(self) -> None:
@@ -439,7 +444,7 @@ class LmdbSink:
             return
         self._readers_at_s = now_s
         self._environment.reader_check()
-        late = _late_readers(self._environment)
+        late = late_readers(self._environment, READER_LATE_TRANSACTIONS)
         if late and late != self._readers_told:
             log.warning(
                 "%s: process %s has had a read transaction open for over %d transactions; the file "
@@ -493,16 +498,3 @@ def _first(
         if len(entries) > count_max:
             return entries, iterator
     return entries, None
-
-
-def _late_readers(environment: Any) -> str:
-    """Processes other than this one whose read transaction is far behind, as text."""
-    newest = environment.info()["last_txnid"]
-    late = set()
-    for line in environment.readers().splitlines():
-        fields = line.split()
-        if len(fields) == 3 and fields[0].isdigit() and fields[2].isdigit():
-            pid, transaction = int(fields[0]), int(fields[2])
-            if pid != os.getpid() and newest - transaction > READER_LATE_TRANSACTIONS:
-                late.add(pid)
-    return ", ".join(str(pid) for pid in sorted(late))

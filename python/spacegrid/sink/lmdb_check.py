@@ -13,6 +13,7 @@ Who calls: `spacegrid.sink.lmdb`, through `check_in_child`.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ import lmdb
 from spacegrid.errors import StoreDamaged
 from spacegrid.sink.lmdb_layout import open_sealed, read_cursor, read_entry
 
-__all__ = ["check_in_child", "check_store"]
+__all__ = ["check_in_child", "check_store", "late_readers"]
 
 EXIT_DAMAGED: Final = 3
 
@@ -41,6 +42,8 @@ def check_store(folder: Path) -> int:
         StoreDamaged: Something is not as it was written. Damage to LMDB's own pages can end this
             process instead.
     """
+    if not (folder / "data.mdb").exists():
+        raise StoreDamaged("data.mdb is gone")
     try:
         environment = lmdb.open(str(folder), readonly=True, lock=False, max_dbs=2)
     except lmdb.Error as error:
@@ -52,7 +55,7 @@ def check_store(folder: Path) -> int:
                 try:
                     database = environment.open_db(name, txn=reading, create=False)
                 except lmdb.NotFoundError:
-                    continue
+                    raise StoreDamaged(f"it has no database {name.decode()}") from None
                 count = _read_all(reading, database, name, read)
             return count
     except lmdb.Error as error:
@@ -99,6 +102,24 @@ def check_in_child(folder: Path) -> None:
     if done.returncode < 0:
         raise StoreDamaged(f"reading it ends a process with signal {-done.returncode}")
     raise StoreDamaged(f"it could not be read: {done.stderr.strip()[-500:]}")
+
+
+def late_readers(environment: Any, late_transactions: int) -> str:
+    """Processes other than this one that keep an old state of the store, as text.
+
+    Args:
+        environment: The open store.
+        late_transactions: Write transactions since their read transaction began.
+    """
+    newest = environment.info()["last_txnid"]
+    late = set()
+    for line in environment.readers().splitlines():
+        fields = line.split()
+        if len(fields) == 3 and fields[0].isdigit() and fields[2].isdigit():
+            pid, transaction = int(fields[0]), int(fields[2])
+            if pid != os.getpid() and newest - transaction > late_transactions:
+                late.add(pid)
+    return ", ".join(str(pid) for pid in sorted(late))
 
 
 if __name__ == "__main__":

@@ -97,6 +97,21 @@ class StoreFolder:
                 )
         return identity
 
+    def reserve(self, size: int) -> None:
+        """Have the disk set so many bytes aside for data.mdb.
+
+        A full disk is met here, where nothing is written yet. Inside of a transaction LMDB could
+        not tell it from a broken one: a write that is cut short is EIO to it.
+
+        Raises:
+            OSError: There is no room.
+        """
+        descriptor = os.open(self._folder / "data.mdb", os.O_RDWR)
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        finally:
+            os.close(descriptor)
+
     def write(self, identity: Identity) -> None:
         """Replace store.json so that it is, after any crash, the old one or the new one.
 
