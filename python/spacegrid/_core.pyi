@@ -479,6 +479,19 @@ class Node:
         counts.
         """
 
+    def require_lease(self) -> None:
+        """From now on answers need a lease; before, and on a lone node, it is endless."""
+
+    def grant_lease(self, revision: int, until_ms: int, now_ms: int) -> bool:
+        """Take a grant of the controller; whether it counts, which needs its revision applied.
+
+        Args:
+            revision: Of the table that the grant names.
+            until_ms: Its end on CLOCK_BOOTTIME, counted from before the request it answers.
+            now_ms: CLOCK_BOOTTIME after the grant came. When the lease was over by then, answers
+                that wait in the node become UNKNOWN: they may have been computed without one.
+        """
+
     def stop_all(self) -> None:
         """Refuse new requests on every partition (NOT_PRIMARY); what is appended still commits."""
 
@@ -520,9 +533,15 @@ class Node:
         """Every 5 to 20 ms: commit positions, expiry, snapshot chunks, forgetting, change
         requests."""
 
-    def take_effects(self, peers: bool = True) -> Effects | None:
+    def take_effects(self, peers: bool = True, boot_ms: int | None = None) -> Effects | None:
         """All effects since the last call, or None. Never waits for a lock that a frame holds
-        long."""
+        long.
+
+        Args:
+            peers: Also what other copies are owed.
+            boot_ms: Time that leases are counted in, as it is after the answers were computed;
+                None reads CLOCK_BOOTTIME. Without a valid lease then, answers come as UNKNOWN.
+        """
 
     # co-located reads: committed entries of a partition that this node is the primary of
     def read(self, map: str, key: bytes, now_ms: int) -> bytes | None:

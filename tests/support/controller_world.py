@@ -57,7 +57,7 @@ class World:
             nodes_expected=nodes_expected,
         )
         self.authority = Authority(AuthorityState(table), lambda _: None)
-        self.config = ControllerConfig(motion_max=motion_max)
+        self.config = ControllerConfig(motion_max=motion_max, leases=False)
         self.controller = Controller(self.config)
         self.standbys: dict[int, Standby] = {}
         self.controller_is = 0

@@ -77,7 +77,7 @@ def stored_at(sequence: int) -> tuple[StoredPartition, ...]:
 
 def decide(table: Table, alive: tuple[Registration, ...]) -> PartitionEntry | None:
     """What a controller writes for the one partition when it begins with these nodes."""
-    controller = Controller()
+    controller = Controller(ControllerConfig(leases=False))
     effects = controller.handle(BecameController(table, alive, term=1), now_ms=0)
     controller.check()
     return effects[0].entries[0] if effects else None
@@ -130,7 +130,7 @@ def test_the_first_placement_goes_ahead_when_nodes_do_not_come() -> None:
 
 
 def test_nothing_is_decided_before_a_node_is_controller() -> None:
-    controller = Controller()
+    controller = Controller(ControllerConfig(leases=False))
     assert controller.handle(RegistrationsChanged(nodes(1, 2)), 0) == []
     assert controller.handle(ChangesRequested((Change(0, 1, 1, ChangeKind.TAIL),)), 0) == []
     assert controller.handle(WriteDone(3), 0) == []
@@ -280,7 +280,7 @@ def test_a_copy_goes_from_joining_to_tail_to_in_sync() -> None:
     ],
 )
 def test_a_request_that_does_not_fit_the_entry_is_refused(change: Change) -> None:
-    controller = Controller()
+    controller = Controller(ControllerConfig(leases=False))
     controller.handle(BecameController(one_partition(served(1, 2)), nodes(1, 2), 1), 0)
     assert controller.handle(ChangesRequested((change,)), 0) == []
     assert controller.refused_count == 1
@@ -288,7 +288,7 @@ def test_a_request_that_does_not_fit_the_entry_is_refused(change: Change) -> Non
 
 @pytest.mark.parametrize(("epoch", "version"), [(2, 9), (3, 8), (3, 10), (4, 9)])
 def test_a_request_about_another_epoch_or_version_is_refused(epoch: int, version: int) -> None:
-    controller = Controller()
+    controller = Controller(ControllerConfig(leases=False))
     table = one_partition(served(1, 2, target=2))
     controller.handle(BecameController(table, nodes(1, 2), 1), 0)
     stale = Change(0, epoch, version, ChangeKind.STOPPED, 2)
@@ -297,7 +297,7 @@ def test_a_request_about_another_epoch_or_version_is_refused(epoch: int, version
 
 
 def test_only_the_primary_is_heard() -> None:
-    controller = Controller()
+    controller = Controller(ControllerConfig(leases=False))
     table = one_partition(served(1, 2, target=2))
     controller.handle(BecameController(table, nodes(1, 2), 1), 0)
     stopped = Change(0, 3, 9, ChangeKind.STOPPED, 2)
@@ -317,7 +317,7 @@ def test_what_comes_while_a_write_is_in_flight_waits_for_it() -> None:
 
 
 def test_requests_over_the_limit_are_refused() -> None:
-    controller = Controller(ControllerConfig(pending_max=2))
+    controller = Controller(ControllerConfig(leases=False, pending_max=2))
     controller.handle(BecameController(one_partition(served(1, 2)), nodes(1, 2, 3), 1), 0)
     controller.handle(RegistrationsChanged(nodes(1, 3)), 0)
     change = Change(0, 3, 9, ChangeKind.TAIL, 3)
@@ -329,7 +329,7 @@ def test_requests_over_the_limit_are_refused() -> None:
 
 
 def test_a_hand_over_names_the_target_in_a_new_epoch() -> None:
-    controller = Controller()
+    controller = Controller(ControllerConfig(leases=False))
     table = one_partition(served(1, 2, target=2))
     controller.handle(BecameController(table, nodes(1, 2), 1), 0)
     (write,) = controller.handle(
@@ -341,7 +341,7 @@ def test_a_hand_over_names_the_target_in_a_new_epoch() -> None:
 
 def test_a_tail_asked_for_with_the_hand_over_begins_its_join_again() -> None:
     joining = (Joining(3, 9),)
-    controller = Controller()
+    controller = Controller(ControllerConfig(leases=False))
     table = one_partition(served(1, 2, target=2, joining=joining), copies=3)
     controller.handle(BecameController(table, nodes(1, 2, 3), 1), 0)
     asked = (
@@ -432,7 +432,7 @@ def test_a_lone_node_that_drains_keeps_what_it_holds() -> None:
 
 
 def test_nothing_changes_while_the_cluster_stops() -> None:
-    controller = Controller()
+    controller = Controller(ControllerConfig(leases=False))
     table = one_partition(served(1, 2))
     controller.handle(BecameController(table, nodes(1, 2, 3), 1), 0)
     assert controller.handle(RegistrationsChanged(nodes(1, 3), stopping=True), 0) == []
@@ -587,7 +587,7 @@ def test_a_write_without_an_answer_is_decided_again_from_the_table(how: str) -> 
 
 
 def test_a_refused_write_waits_for_the_table_before_it_decides_again() -> None:
-    controller = Controller()
+    controller = Controller(ControllerConfig(leases=False))
     table = one_partition(served(1, 2))
     (write,) = controller.handle(BecameController(table, nodes(1, 3), 1), 0)
     assert isinstance(write, WriteTable)
@@ -608,7 +608,7 @@ def test_the_watch_may_tell_of_a_write_before_its_answer_comes() -> None:
 
 
 def test_a_deposed_controller_decides_nothing() -> None:
-    controller = Controller()
+    controller = Controller(ControllerConfig(leases=False))
     controller.handle(BecameController(one_partition(served(1, 2)), nodes(1, 2), 1), 0)
     controller.handle(Deposed(), 0)
     assert not controller.active
@@ -679,7 +679,7 @@ def test_a_death_among_1024_partitions_is_decided_within_30_ms_of_computing() ->
     spent_ms = []
     for _ in range(5):
         table = new_table(LIFE, partition_count=1024, copies=2, min_in_sync=2, nodes_expected=3)
-        controller = Controller()
+        controller = Controller(ControllerConfig(leases=False))
         controller.handle(BecameController(table, nodes(1, 2, 3), 1), 0)
         controller.handle(WriteDone(2), 0)
         begun = time.process_time()

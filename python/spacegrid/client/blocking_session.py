@@ -49,7 +49,7 @@ REFRESH_DELAY_MS: Final = (5, 500)
 """First and longest pause between two questions for routes."""
 IDLE_MS: Final = 1000
 """Longest wait of a thread for answers that other threads have asked for."""
-ATTEMPT_S: Final = 2.0
+ATTEMPT_S: Final = 1.0
 """Longest wait for one frame before its requests are asked for again, perhaps elsewhere; the same
 token makes that safe."""
 

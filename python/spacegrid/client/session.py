@@ -48,9 +48,9 @@ __all__ = ["Page", "Session"]
 Page: TypeAlias = tuple[list[tuple[bytes, bytes, int, int]], bytes]
 """Entries as (key, value, codec, version), and where to go on; b"" is the end."""
 
-WATCH_S: Final = 0.5
+WATCH_S: Final = 0.2
 """How often links with unanswered frames are looked at."""
-SILENT_MS: Final = 1_000
+SILENT_MS: Final = 400
 """A link that has not answered for this long may belong to a deposed node."""
 ROUTES_TIMEOUT_S: Final = 1.0
 ROUTES_ASKED_MAX: Final = 4

@@ -1,16 +1,21 @@
 """The controller: the one node that decides the ownership table.
 
 A pure machine: `Controller.handle` takes an event and returns effects; the shell (node/) carries
-them out and feeds back what came of them. The only effect is `WriteTable`, one in flight at a time,
-and everything decided from one event goes into one write. While a write is in flight, what comes in
-waits: requests of primaries in a bounded list, of registrations the newest.
+them out and feeds back what came of them. Of `WriteTable` one is in flight at a time, and all that
+is decided from one event goes into one write. While a write is in flight, what comes in waits:
+requests of primaries in a bounded list, of registrations the newest.
 
 Deciding is one pass of rules over the table as the coordinator has it: requested changes first,
 then who died (survival.py), then the next steps towards the goal (rebalance.py, placement.py).
-Nothing but the table, the registrations and the drain requests goes into it, so another node that
-takes over decides the same.
+Nothing but the table, who is there (liveness.py) and the drain requests goes into it, so another
+node that takes over decides the same.
 
-Who calls: node/, tests. Source: PROTOCOL.md sections 1, 3 to 5, 11.
+Leases. A heartbeat is answered with one while three things hold: this node's term was confirmed a
+moment ago, it has seen the newest table (its first write under the term was accepted, so nothing of
+an older term can follow), and no write that deposes the sender may still take effect. A fresh
+controller believes that every node has a lease of the one before.
+
+Who calls: node/, tests. Source: PROTOCOL.md sections 1, 3 to 6, 11.
 """
 
 from __future__ import annotations
@@ -26,20 +31,25 @@ from spacegrid.machine.events import (
     Change,
     ChangeKind,
     ChangesRequested,
+    ConfirmFailed,
     ControllerEvent,
     Deposed,
     DrainRequested,
     Effect,
+    Heartbeat,
+    HeartbeatAnswer,
     RegistrationsChanged,
     TableObserved,
+    TermConfirmed,
     Ticked,
     WriteDone,
     WriteRefused,
     WriteTable,
 )
+from spacegrid.machine.liveness import Liveness
 from spacegrid.machine.placement import Goal
 from spacegrid.machine.rebalance import make_goal, place, step
-from spacegrid.machine.survival import settle
+from spacegrid.machine.survival import remove, settle
 from spacegrid.machine.table import (
     CopyStore,
     PartitionEntry,
@@ -49,9 +59,12 @@ from spacegrid.machine.table import (
     Tail,
     check_step,
 )
+from spacegrid.machine.term import HeldTerm
 
-__all__ = ["STORY_MAX", "Controller", "ControllerConfig", "StoryLine"]
+__all__ = ["READMIT_WAIT_MS", "STORY_MAX", "Controller", "ControllerConfig", "StoryLine"]
 
+#: A copy that a primary could not reach is not taken in again by that primary for this long.
+READMIT_WAIT_MS = 5_000
 #: Changes of one partition that are remembered for debugging.
 STORY_MAX = 16
 
@@ -63,11 +76,14 @@ class ControllerConfig(msgspec.Struct, frozen=True):
         motion_max: Partitions that move at one time when nodes join or leave.
         placement_wait_ms: How long the first placement waits for the expected nodes.
         pending_max: Requests of primaries that wait while a write is in flight.
+        leases: Whether nodes send heartbeats and answer under leases; an embedded grid, which is
+            one node and its own authority, does without.
     """
 
     motion_max: int = 64
     placement_wait_ms: int = 3_000
     pending_max: int = 100_000
+    leases: bool = True
 
 
 class StoryLine(msgspec.Struct, frozen=True):
@@ -87,7 +103,7 @@ class Controller:
         #: Requests that did not fit the table any more, or were over the limit.
         self.refused_count = 0
         self._active = False
-        self._term = 0
+        self._term = HeldTerm()
         self._table: Table | None = None
         self._stores: tuple[CopyStore, ...] = ()
         self._registrations: tuple[Registration, ...] = ()
@@ -103,13 +119,30 @@ class Controller:
         self._goal: dict[int, Goal] | None = None
         self._goal_nodes: tuple[int, ...] = ()
         self._placement_since_ms: int | None = None
+        self._liveness = Liveness()
+        #: Something happened since the last pass of the rules.
+        self._dirty = False
+        #: The last of the nodes' standing that was decided on.
+        self._suspected: frozenset[int] = frozenset()
+        #: Primaries that are gone and may still be answering.
+        self._waits: frozenset[int] = frozenset()
+        #: (partition, copy) that a primary could not reach, and until when that is remembered.
+        self._shunned: dict[tuple[int, int], int] = {}
+        #: Copies that a write deposes of which nobody knows whether it was done: to the revision
+        #: that it expects. Once the table is past that, it is done or never will be.
+        self._deposing: dict[int, int] = {}
+        #: A write was accepted under this term, so no write of an older one can follow.
+        self._newest = False
         self._stories: dict[int, deque[StoryLine]] = {}
-        self._handlers: dict[type, Callable[..., None]] = {
+        self._handlers: dict[type, Callable[..., list[Effect] | None]] = {
             BecameController: self._on_became_controller,
             Deposed: self._on_deposed,
             RegistrationsChanged: self._on_registrations_changed,
             ChangesRequested: self._on_changes_requested,
             DrainRequested: self._on_drain_requested,
+            Heartbeat: self._on_heartbeat,
+            TermConfirmed: self._on_term_confirmed,
+            ConfirmFailed: self._on_confirm_failed,
             WriteDone: self._on_write_done,
             WriteRefused: self._on_write_refused,
             TableObserved: self._on_table_observed,
@@ -126,29 +159,55 @@ class Controller:
         """Whether this node decides."""
         return self._active
 
+    @property
+    def suspected(self) -> frozenset[int]:
+        """Nodes that have not ended and do not behave."""
+        return self._suspected
+
+    def has_authority(self, now_ms: int) -> bool:
+        """Whether this node's word as controller counts: its term was confirmed a moment ago."""
+        if not self.config.leases:
+            return self._active
+        return self._active and self._term.is_good(now_ms) and not self._liveness.isolated
+
     def handle(self, event: ControllerEvent, now_ms: int) -> list[Effect]:
         """Take an event.
 
         Args:
             event: What happened.
-            now_ms: Milliseconds of a clock that does not go back.
+            now_ms: Milliseconds of a clock that does not go back; with leases the one in which they
+                are counted, read after the event happened.
 
         Returns:
-            What to do: at most one write. Empty while one is in flight.
+            What to do: at most one write, none while one is in flight. A heartbeat that this node
+            may answer is answered at once.
 
-        Cost: with 1,024 partitions below 1 ms when nothing is to do, about 10 ms for a death.
+        Cost: with 1,024 partitions below 1 ms when nothing is to do, about 10 ms for a death;
+        heartbeats and ticks are a few dictionary look-ups.
         """
-        self._handlers[type(event)](event)
-        if not self._active or self._blind or self._stopping or self._in_flight is not None:
-            return []
-        return self._decide(type(event).__name__, now_ms)
+        effects: list[Effect] = list(self._handlers[type(event)](event, now_ms) or ())
+        if not self._active:
+            return effects
+        if self.config.leases:
+            effects += self._term.read(now_ms)
+            self._take_standing()
+        self._dirty |= self._is_due(now_ms)
+        if self._dirty and not (self._blind or self._stopping or self._in_flight is not None):
+            self._dirty = False
+            effects += self._decide(type(event).__name__, now_ms)
+        return effects
 
     def next_deadline_ms(self) -> int | None:
         """When to hand in `Ticked` if nothing else happens; None: no need."""
-        busy = self._blind or self._stopping or self._in_flight is not None
-        if not self._active or busy or self._placement_since_ms is None:
+        if not self._active:
             return None
-        return self._placement_since_ms + self.config.placement_wait_ms
+        due: list[int] = []
+        if self.config.leases:
+            due = [self._term.next_due_ms(), self._liveness.next_look_ms()]
+        busy = self._blind or self._stopping or self._in_flight is not None
+        if not busy and self._placement_since_ms is not None:
+            due.append(self._placement_since_ms + self.config.placement_wait_ms)
+        return min(due, default=None)
 
     def story(self, partition: int) -> tuple[StoryLine, ...]:
         """The last decisions about a partition, oldest first."""
@@ -168,91 +227,173 @@ class Controller:
                 entry.check(self._table.min_in_sync)
                 check_step(self._table.entries[entry.partition], entry)
 
-    def _on_became_controller(self, event: BecameController) -> None:
-        self._active, self._term = True, event.term
+    def _on_became_controller(self, event: BecameController, now_ms: int) -> None:
+        self._active, self._dirty = True, True
+        self._term.begin(event.term, now_ms)
         self._in_flight, self._observed, self._blind = None, None, False
         self._pending.clear()
         self._goal = None
         self._placement_since_ms = None
         self._table, self._stores = event.table, event.table.stores
+        self._newest, self._waits = False, frozenset()
+        self._shunned, self._deposing = {}, {}
+        self._suspected = frozenset()
+        self._liveness.begin(event.registrations, now_ms)
         self._set_nodes(event.registrations, event.stopping)
 
-    def _on_deposed(self, event: Deposed) -> None:
+    def _on_deposed(self, _event: Deposed, _now_ms: int) -> None:
         self._active = False
         self._in_flight = None
         self._pending.clear()
 
-    def _on_registrations_changed(self, event: RegistrationsChanged) -> None:
+    def _on_registrations_changed(self, event: RegistrationsChanged, now_ms: int) -> None:
+        self._dirty = True
+        self._liveness.set_registrations(event.registrations, now_ms)
         self._set_nodes(event.registrations, event.stopping)
 
-    def _on_changes_requested(self, event: ChangesRequested) -> None:
+    def _on_changes_requested(self, event: ChangesRequested, _now_ms: int) -> None:
         if not self._active:
             self.refused_count += len(event.changes)
             return
+        self._dirty = True
         room = self.config.pending_max - len(self._pending)
         self._pending.extend((event.sender, change) for change in event.changes[:room])
         self.refused_count += max(0, len(event.changes) - room)
 
-    def _on_drain_requested(self, event: DrainRequested) -> None:
+    def _on_drain_requested(self, event: DrainRequested, _now_ms: int) -> None:
+        self._dirty = True
         self._drains |= {event.copy}
         self._set_nodes(self._registrations, self._stopping)
 
-    def _on_write_done(self, event: WriteDone) -> None:
+    def _on_heartbeat(self, event: Heartbeat, now_ms: int) -> list[Effect]:
+        if not self._active:
+            return [HeartbeatAnswer(event.copy, event.nonce)]
+        self._liveness.hear(event.copy, event.progress, now_ms)
+        self._take_standing()
+        if not self.has_authority(now_ms):
+            return [HeartbeatAnswer(event.copy, event.nonce)]
+        if not self._may_grant(event.copy):
+            return [HeartbeatAnswer(event.copy, event.nonce, self._term.number)]
+        self._liveness.grant(event.copy, now_ms)
+        revision = self._table.revision if self._table is not None else 0
+        return [HeartbeatAnswer(event.copy, event.nonce, self._term.number, True, revision)]
+
+    def _may_grant(self, copy: int) -> bool:
+        if not self._nodes.live & {copy} or copy in self._deposing:
+            return False
+        # While the cluster stops nothing is written, and what was is before the mark.
+        marked = self._stopping and self._table is not None and self._table.stopped
+        return self._newest or marked
+
+    def _on_term_confirmed(self, event: TermConfirmed, _now_ms: int) -> None:
+        self._term.confirmed(event)
+
+    def _on_confirm_failed(self, event: ConfirmFailed, _now_ms: int) -> None:
+        self._term.failed(event.number)
+
+    def _on_write_done(self, event: WriteDone, _now_ms: int) -> None:
         write, self._in_flight = self._in_flight, None
         if write is None or self._table is None:
             return
+        self._dirty = True
         table = self._table.apply(event.revision, write.entries, stopped=False)
         if event.revision != write.expected_revision + 1:
             # Somebody else wrote as well: the next table seen tells what.
             self._blind = True
-        self._table = table
+        self._newest = True
+        self._set_table(table)
         self._adopt_observed()
 
-    def _on_write_refused(self, event: WriteRefused) -> None:
+    def _on_write_refused(self, _event: WriteRefused, _now_ms: int) -> None:
         if self._in_flight is not None:
             self._in_flight = None
             self._blind = True
             self._goal = None
             self._adopt_observed()
 
-    def _on_table_observed(self, event: TableObserved) -> None:
+    def _on_table_observed(self, event: TableObserved, _now_ms: int) -> None:
         if self._table is None or event.table.revision < self._table.revision:
             return
+        self._dirty = True
         self._stores = event.table.stores
         if self._in_flight is not None:
             self._observed = event.table
             return
         if self._blind or event.table.revision > self._table.revision:
             self._goal = None
-        self._table, self._blind = event.table, False
+        self._blind = False
+        self._set_table(event.table)
 
-    def _on_ticked(self, event: Ticked) -> None:
-        """Time is in every call of `handle`."""
+    def _on_ticked(self, _event: Ticked, now_ms: int) -> None:
+        if self._active and self.config.leases:
+            self._liveness.look(now_ms)
+
+    def _take_standing(self) -> None:
+        """Take over who is suspected, where that changed."""
+        if self.config.leases and self._liveness.suspected != self._suspected:
+            self._suspected = self._liveness.suspected
+            self._dirty = True
+            self._set_nodes(self._registrations, self._stopping)
+
+    def _is_due(self, now_ms: int) -> bool:
+        """Whether something that was waited for is over by now."""
+        shunned = len(self._shunned)
+        if shunned:
+            self._shunned = {
+                key: until_ms for key, until_ms in self._shunned.items() if until_ms > now_ms
+            }
+        placement = (
+            self._placement_since_ms is not None
+            and now_ms >= self._placement_since_ms + self.config.placement_wait_ms
+        )
+        waited = any(not self._answering(copy, now_ms) for copy in self._waits)
+        return placement or waited or len(self._shunned) < shunned
+
+    def _answering(self, copy: int, now_ms: int) -> bool:
+        return self.config.leases and now_ms < self._liveness.answers_until_ms(copy)
+
+    def _set_table(self, table: Table) -> None:
+        self._table = table
+        self._deposing = {
+            copy: expected
+            for copy, expected in self._deposing.items()
+            if expected >= table.revision
+        }
 
     def _adopt_observed(self) -> None:
         observed, self._observed = self._observed, None
         if observed is None or self._table is None:
             return
         if observed.revision > self._table.revision:
-            self._table, self._blind = observed, False
+            self._set_table(observed)
+            self._blind = False
             self._goal = None
 
     def _set_nodes(self, registrations: tuple[Registration, ...], stopping: bool) -> None:
         self._registrations, self._stopping = registrations, stopping
         self._drains &= {item.incarnation for item in registrations}
-        self._nodes = Nodes(registrations, self._drains)
+        self._nodes = Nodes(registrations, self._drains, self._suspected)
 
     def _decide(self, cause: str, now_ms: int) -> list[Effect]:
         """One pass of all rules over the table."""
         table = self._table
         if table is None or not self._nodes.live:
             return []
-        draft = Draft(table, self._stores, self._nodes)
+        draft = Draft(
+            table,
+            self._stores,
+            self._nodes,
+            lambda copy: self._answering(copy, now_ms),
+            frozenset(self._shunned),
+        )
         for sender, change in self._pending:
             if not _apply_change(draft, sender, change):
                 self.refused_count += 1
+            elif change.kind is ChangeKind.SHRINK:
+                self._shunned[change.partition, change.copy] = now_ms + READMIT_WAIT_MS
         self._pending.clear()
         settle(draft)
+        self._waits = frozenset(draft.waits)
         first = self._may_place(table, now_ms)
         if self._goal is None or first or draft.began or self._goal_nodes != self._nodes.placeable:
             self._goal = make_goal(draft, first=first)
@@ -260,13 +401,19 @@ class Controller:
         if first:
             place(draft, self._goal)
         step(draft, self._goal, self.config.motion_max)
-        if not draft.changed:
+        # An empty write makes the table known, or voids one of which nobody knows what became.
+        fences = self.config.leases and (not self._newest or bool(self._deposing))
+        if not draft.changed and not fences:
             return []
         entries = tuple(draft.changed[partition] for partition in sorted(draft.changed))
         for entry in entries:
             story = self._stories.setdefault(entry.partition, deque(maxlen=STORY_MAX))
             story.append(StoryLine(now_ms, cause, entry))
-        self._in_flight = WriteTable(self._term, table.revision, entries)
+        for entry in entries:
+            deposed = table.entries[entry.partition].primary
+            if deposed and entry.primary != deposed and deposed not in self._nodes.live:
+                self._deposing[deposed] = table.revision
+        self._in_flight = WriteTable(self._term.number, table.revision, entries)
         return [self._in_flight]
 
     def _may_place(self, table: Table, now_ms: int) -> bool:
@@ -302,6 +449,8 @@ def _apply_change(draft: Draft, sender: int, change: Change) -> bool:
             return entry.epoch == base.epoch and _make_tail(draft, entry, change)
         case ChangeKind.IN_SYNC:
             return _make_in_sync(draft, entry, change)
+        case ChangeKind.SHRINK:
+            return remove(draft, entry, change.copy)
         case ChangeKind.STOPPED:
             if not entry.target or entry.primary != base.primary:
                 return False

@@ -7,6 +7,7 @@ most one. Who calls: machine/controller.py and the rules beside it.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import msgspec
 
@@ -23,21 +24,31 @@ __all__ = ["Draft", "Nodes"]
 
 
 class Nodes:
-    """The nodes alive, as the rules ask for them."""
+    """The nodes, as the rules ask for them."""
 
-    def __init__(self, registrations: tuple[Registration, ...], drains: frozenset[int]) -> None:
+    def __init__(
+        self,
+        registrations: tuple[Registration, ...],
+        drains: frozenset[int],
+        suspected: frozenset[int] = frozenset(),
+    ) -> None:
         """Read the registrations.
 
         Args:
-            registrations: All nodes alive; what is not here has surely ended.
+            registrations: All nodes that have not ended.
             drains: Copies that asked to leave, besides those whose registration says so.
+            suspected: Those of them that do not behave: nothing is expected of them, and nothing of
+                theirs is given up.
         """
-        self.live = frozenset(item.incarnation for item in registrations)
+        self.registered = frozenset(item.incarnation for item in registrations)
+        #: Those that are there and behave.
+        self.live = self.registered - suspected
         self.draining = frozenset(
             item.incarnation
             for item in registrations
             if item.draining or item.stopped or item.incarnation in drains
         )
+        registrations = tuple(item for item in registrations if item.incarnation in self.live)
         #: Where copies may be put, in order of incarnation; when all drain, nowhere is better.
         self.placeable = tuple(sorted(self.live - self.draining)) or tuple(sorted(self.live))
         self.names = {item.incarnation: item.name for item in registrations}
@@ -60,14 +71,27 @@ class Nodes:
 class Draft:
     """Changes on top of a table."""
 
-    def __init__(self, table: Table, stores: tuple[CopyStore, ...], nodes: Nodes) -> None:
+    def __init__(
+        self,
+        table: Table,
+        stores: tuple[CopyStore, ...],
+        nodes: Nodes,
+        answering: Callable[[int], bool] = lambda _: False,
+        shunned: frozenset[tuple[int, int]] = frozenset(),
+    ) -> None:
         """Begin with no change.
 
         Args:
             table: As it is.
             stores: Stores of the copies that it names.
             nodes: Alive now.
+            answering: Whether a copy may still be answering under a lease.
+            shunned: (partition, copy) that the primary could not reach a moment ago.
         """
+        self.answering = answering
+        self.shunned = shunned
+        #: Primaries that are gone and may still be answering: they are deposed when that is over.
+        self.waits: set[int] = set()
         self.table = table
         self.nodes = nodes
         self.stores = {item.copy: item for item in stores}

@@ -20,14 +20,22 @@ __all__ = [
     "Change",
     "ChangeKind",
     "ChangesRequested",
+    "ConfirmFailed",
+    "ConfirmTerm",
     "ControllerChanged",
     "ControllerEvent",
+    "ControllerHeard",
     "Deposed",
     "DrainRequested",
     "Effect",
+    "Heartbeat",
+    "HeartbeatAnswer",
+    "PeerHeard",
     "RegistrationsChanged",
     "StandbyEvent",
     "TableObserved",
+    "TakeLease",
+    "TermConfirmed",
     "Ticked",
     "WriteDone",
     "WriteRefused",
@@ -44,6 +52,8 @@ class ChangeKind(enum.IntEnum):
     IN_SYNC = 2
     #: The primary has stopped the partition and all its records are committed: hand it over.
     STOPPED = 3
+    #: A copy that counts does not answer: go on without it.
+    SHRINK = 4
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -122,6 +132,33 @@ class DrainRequested(msgspec.Struct, frozen=True):
     copy: int
 
 
+class Heartbeat(msgspec.Struct, frozen=True):
+    """A node says that it is there, this one too; it asks for a lease.
+
+    Attributes:
+        copy: The node.
+        nonce: Names the heartbeat.
+        progress: Counters of its loops (`liveness.STUCK_MS` has their order).
+    """
+
+    copy: int
+    nonce: int
+    progress: tuple[int, ...] = ()
+
+
+class TermConfirmed(msgspec.Struct, frozen=True):
+    """A reading of the term was answered: who holds it."""
+
+    number: int
+    controller: ControllerChanged
+
+
+class ConfirmFailed(msgspec.Struct, frozen=True):
+    """A reading of the term was not answered."""
+
+    number: int
+
+
 class WriteDone(msgspec.Struct, frozen=True):
     """The write in flight was accepted and the table has this revision now."""
 
@@ -148,6 +185,9 @@ ControllerEvent = (
     | RegistrationsChanged
     | ChangesRequested
     | DrainRequested
+    | Heartbeat
+    | TermConfirmed
+    | ConfirmFailed
     | WriteDone
     | WriteRefused
     | TableObserved
@@ -165,7 +205,33 @@ class CampaignFailed(msgspec.Struct, frozen=True):
     """The campaign under way was not answered."""
 
 
-StandbyEvent = RegistrationsChanged | ControllerChanged | CampaignDone | CampaignFailed | Ticked
+class ControllerHeard(msgspec.Struct, frozen=True):
+    """The controller of this term answered a heartbeat of this node."""
+
+    term: int
+
+
+class PeerHeard(msgspec.Struct, frozen=True):
+    """Another node sent a heartbeat.
+
+    Attributes:
+        copy: The node.
+        heard_term: Term of the controller that it has heard lately; 0: of none.
+    """
+
+    copy: int
+    heard_term: int
+
+
+StandbyEvent = (
+    RegistrationsChanged
+    | ControllerChanged
+    | ControllerHeard
+    | PeerHeard
+    | CampaignDone
+    | CampaignFailed
+    | Ticked
+)
 
 
 class Campaign(msgspec.Struct, frozen=True):
@@ -188,4 +254,35 @@ class WriteTable(msgspec.Struct, frozen=True):
     entries: tuple[PartitionEntry, ...]
 
 
-Effect = WriteTable
+class HeartbeatAnswer(msgspec.Struct, frozen=True):
+    """Answer the heartbeat.
+
+    Attributes:
+        copy: Who sent it.
+        nonce: Of the heartbeat.
+        term: Under which this controller speaks; 0: its word is worth nothing now.
+        granted: Whether this is a lease.
+        revision: Of the table that the lease names.
+    """
+
+    copy: int
+    nonce: int
+    term: int = 0
+    granted: bool = False
+    revision: int = 0
+
+
+class ConfirmTerm(msgspec.Struct, frozen=True):
+    """Read the term again; several may be under way, each has its number."""
+
+    number: int
+
+
+class TakeLease(msgspec.Struct, frozen=True):
+    """The node's core may answer until then; see ``_core.Node.grant_lease``."""
+
+    revision: int
+    until_ms: int
+
+
+Effect = WriteTable | HeartbeatAnswer | ConfirmTerm

@@ -102,7 +102,7 @@ def _add_copies(
     draft: Draft, entry: PartitionEntry, wanted: Goal, may_move: bool
 ) -> PartitionEntry:
     members = entry.members()
-    missing = [copy for copy in wanted if copy not in members]
+    missing = _missing(draft, entry, wanted)
     if not missing:
         return entry
     if not may_move:
@@ -114,8 +114,24 @@ def _add_copies(
     return draft.change(
         entry.partition,
         joining=(*entry.joining, *(Joining(copy, session) for copy in missing)),
-        former=tuple(copy for copy in entry.former if copy not in missing),
     )
+
+
+def _missing(draft: Draft, entry: PartitionEntry, wanted: Goal) -> list[int]:
+    """Copies to add: those that are wanted and not there.
+
+    A former copy is never made to join: that would wipe what may be the last complete one. It is
+    taken in again as it is, or forgotten once enough others are complete. In the place of a copy
+    that the primary can't reach another one is taken.
+    """
+    members = entry.members()
+    missing = [copy for copy in wanted if copy not in members and copy not in entry.former]
+    unreachable = [copy for copy in wanted if (entry.partition, copy) in draft.shunned]
+    missing = [copy for copy in missing if copy not in unreachable]
+    taken = {*members, *entry.former, *wanted}
+    spare = [copy for copy in draft.nodes.placeable if copy not in taken]
+    short = len(wanted) - len(members) - len(missing)
+    return missing + spare[: max(0, min(short, len(unreachable)))]
 
 
 def _drop_copies(draft: Draft, entry: PartitionEntry, wanted: Goal) -> PartitionEntry:

@@ -1,8 +1,11 @@
 """What becomes of a partition when copies are gone: shrink, promote, recover, or say what is lost.
 
-PROTOCOL.md section 5, (i) to (iv), and section 11. A copy that is not registered has surely ended
-(C5), so nothing here waits for a lease. Simplified, and said honestly: rule (iii), a former copy
-completed from a tail, needs the two logs and is reported as unavailable instead.
+PROTOCOL.md section 5, (i) to (iv), and section 11. A copy that is suspected counts for nothing and
+is given up by nobody: it is shrunk out or promoted over, remembered as former while it is complete,
+and only what has *ended* is lost. A primary is deposed when it surely answers no more: its last
+lease is over, or its end is proof. A former copy that is back and has missed nothing is in sync
+again. Simplified, and said honestly: rule (iii), a former copy completed from a tail, needs the two
+logs and is reported as unavailable instead.
 
 Who calls: machine/controller.py.
 """
@@ -14,11 +17,11 @@ from collections.abc import Iterable
 from spacegrid.machine.draft import Draft
 from spacegrid.machine.table import EPOCH_MAX, PartitionEntry, State, Table
 
-__all__ = ["lost_tails", "settle"]
+__all__ = ["lost_tails", "remove", "settle"]
 
 
 def settle(draft: Draft) -> None:
-    """Bring every entry in line with the nodes that are alive.
+    """Bring every entry in line with the nodes that are there and behave.
 
     Cost: one pass over the entries; those that name only live copies cost a set comparison.
     """
@@ -29,18 +32,58 @@ def settle(draft: Draft) -> None:
             if live.issuperset(entry.in_sync) and not (
                 (entry.joining or entry.tails) and not live.issuperset(entry.members())
             ):
+                if entry.former:
+                    _readmit(draft, entry)
                 continue
             if entry.primary in live:
-                _shrink(draft, entry)
+                _keep(draft, entry, live)
+                continue
+            if draft.answering(entry.primary):
+                draft.waits.add(entry.primary)
                 continue
         elif entry.epoch == 0 or entry.state is State.LOST:
             continue
         _promote(draft, entry)
 
 
-def _shrink(draft: Draft, entry: PartitionEntry) -> None:
-    """Members died and the primary lives."""
-    live = draft.nodes.live
+def remove(draft: Draft, entry: PartitionEntry, copy: int) -> bool:
+    """The primary goes on without a copy that it can't reach; whether there was one to remove."""
+    if copy == entry.primary or copy not in entry.members():
+        return False
+    _keep(draft, entry, draft.nodes.live - {copy})
+    return True
+
+
+def _readmit(draft: Draft, entry: PartitionEntry) -> None:
+    """Former copies that are back: nothing was committed since, so they are as complete as ever.
+
+    In a new epoch, since such a copy may have seen nothing of its removal: both sides begin anew.
+    """
+    few = len(entry.in_sync) < draft.table.min_in_sync
+    if not few or entry.tails or entry.target:
+        return
+    room = draft.table.copies - len(entry.in_sync)
+    back = tuple(
+        copy
+        for copy in entry.former
+        if copy in draft.nodes.live
+        and copy not in draft.nodes.draining
+        and (entry.partition, copy) not in draft.shunned
+    )[:room]
+    if not back:
+        return
+    in_sync = (*entry.in_sync, *back)
+    former = tuple(copy for copy in entry.former if copy not in back)
+    draft.serve(
+        entry.partition,
+        entry.primary,
+        in_sync=in_sync,
+        former=former if len(in_sync) < draft.table.min_in_sync else (),
+    )
+
+
+def _keep(draft: Draft, entry: PartitionEntry, live: frozenset[int]) -> None:
+    """Members are gone and the primary is not."""
     in_sync = tuple(copy for copy in entry.in_sync if copy in live)
     tails = tuple(tail for tail in entry.tails if tail.copy in live)
     joining = tuple(item for item in entry.joining if item.copy in live)
@@ -80,10 +123,20 @@ def _promote(draft: Draft, entry: PartitionEntry) -> None:
     state = _recover(draft, entry)
     if state is State.OK:
         return
-    if state is State.LOST and former and any(tail.copy in live for tail in entry.tails):
+    if state is State.LOST and _may_return(draft, entry, few=few):
         state = State.UNAVAILABLE
     if state is not entry.state:
         draft.change(partition, state=state, primary=0, target=0, joining=())
+
+
+def _may_return(draft: Draft, entry: PartitionEntry, *, few: bool) -> bool:
+    """Whether a copy that could serve has not ended: it may be heard again."""
+    registered = draft.nodes.registered
+    if any(copy in registered for copy in entry.in_sync):
+        return True
+    # Beside a tail a former copy is what rule (iii) would go on from.
+    usable = few or any(tail.copy in registered for tail in entry.tails)
+    return usable and any(copy in registered for copy in entry.former)
 
 
 def _serve_with(

@@ -18,7 +18,7 @@ import grpc.aio
 from spacegrid import clock
 from spacegrid.coordinator import Coordinator
 from spacegrid.errors import SpaceGridError
-from spacegrid.machine.controller import Controller
+from spacegrid.machine.controller import Controller, ControllerConfig
 from spacegrid.machine.events import (
     BecameController,
     Campaign,
@@ -27,13 +27,21 @@ from spacegrid.machine.events import (
     Change,
     ChangeKind,
     ChangesRequested,
+    ConfirmFailed,
+    ConfirmTerm,
     ControllerChanged,
     ControllerEvent,
+    ControllerHeard,
     Deposed,
     DrainRequested,
+    Effect,
+    Heartbeat,
+    HeartbeatAnswer,
+    PeerHeard,
     RegistrationsChanged,
     StandbyEvent,
     TableObserved,
+    TermConfirmed,
     Ticked,
     WriteDone,
     WriteRefused,
@@ -68,6 +76,8 @@ class ControllerRunner:
         view: ClusterView,
         fatal: Callable[[BaseException], None],
         security: NodeSecurity,
+        *,
+        leases: bool = True,
     ) -> None:
         self._coordinator = coordinator
         self._name = name
@@ -75,7 +85,7 @@ class ControllerRunner:
         self._view = view
         self._fatal = fatal
         self._security = security
-        self._machine = Controller()
+        self._machine = Controller(ControllerConfig(leases=leases))
         self._standby = Standby(incarnation)
         self._standby_timer: asyncio.TimerHandle | None = None
         self._active = False
@@ -125,6 +135,34 @@ class ControllerRunner:
         if self._active:
             self._handle(TableObserved(self._view.table))
 
+    # ---- heartbeats
+
+    @property
+    def suspected(self) -> frozenset[int]:
+        """Nodes that this node, as controller, does not believe to be well."""
+        return self._machine.suspected if self._active else frozenset()
+
+    def take_heartbeat(
+        self, sender: int, nonce: int, progress: tuple[int, ...], heard_term: int
+    ) -> HeartbeatAnswer:
+        """Take the heartbeat of a node, this one too, and say what it is answered."""
+        if sender != self._incarnation:
+            self._handle_standby(PeerHeard(sender, heard_term))
+        effects = self._handle(Heartbeat(sender, nonce, progress))
+        for effect in effects:
+            if isinstance(effect, HeartbeatAnswer):
+                return effect
+        return HeartbeatAnswer(sender, nonce)
+
+    def heard(self, term: int) -> None:
+        """A node answered a heartbeat; a term other than 0: as the controller."""
+        self._handle_standby(ControllerHeard(term))
+
+    def heard_term(self) -> int:
+        """The term whose holder this node has heard lately; called with every heartbeat."""
+        self._handle_standby(Ticked())
+        return self._standby.heard_term(clock.boottime_ms())
+
     # ---- what primaries and leaving nodes ask for
 
     def take_changes(self, sender: int, changes: Sequence[ChangeRequest]) -> bool:
@@ -149,7 +187,7 @@ class ControllerRunner:
             self._waiting[change[0], change[4]] = change
         if not self._forwarding:
             self._forwarding = True
-            self._spawn(self._forward())
+            self.spawn(self._forward())
 
     async def request_drain(self) -> bool:
         """Tell the controller that this node is leaving; whether it was heard."""
@@ -181,15 +219,22 @@ class ControllerRunner:
 
     # ---- inside
 
-    def _handle(self, event: ControllerEvent) -> None:
+    def _handle(self, event: ControllerEvent) -> list[Effect]:
         try:
-            effects = self._machine.handle(event, clock.monotonic_ms())
+            effects = self._machine.handle(event, clock.boottime_ms())
         except BaseException as error:
             self._fatal(error)
             raise
         for effect in effects:
-            self._spawn(self._write(effect))
+            match effect:
+                case WriteTable():
+                    self.spawn(self._write(effect))
+                case ConfirmTerm():
+                    self.spawn(self._confirm(effect))
+                case HeartbeatAnswer():
+                    pass  # whoever handed the heartbeat in takes it
         self._set_timer()
+        return effects
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -197,24 +242,24 @@ class ControllerRunner:
             self._timer = None
         due_ms = self._machine.next_deadline_ms()
         if due_ms is not None:
-            delay_s = max(0.0, (due_ms - clock.monotonic_ms()) / 1000)
+            delay_s = max(0.0, (due_ms - clock.boottime_ms()) / 1000)
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(delay_s, self._handle, Ticked())
 
     def _handle_standby(self, event: StandbyEvent) -> None:
         try:
-            effects = self._standby.handle(event, clock.monotonic_ms())
+            effects = self._standby.handle(event, clock.boottime_ms())
         except BaseException as error:
             self._fatal(error)
             raise
         for effect in effects:
-            self._spawn(self._campaign(effect))
+            self.spawn(self._campaign(effect))
         if self._standby_timer is not None:
             self._standby_timer.cancel()
             self._standby_timer = None
         due_ms = self._standby.next_deadline_ms()
         if due_ms is not None:
-            delay_s = max(0.0, (due_ms - clock.monotonic_ms()) / 1000)
+            delay_s = max(0.0, (due_ms - clock.boottime_ms()) / 1000)
             loop = asyncio.get_running_loop()
             self._standby_timer = loop.call_later(delay_s, self._handle_standby, Ticked())
 
@@ -226,6 +271,15 @@ class ControllerRunner:
             self._handle_standby(CampaignFailed())
             return
         self._handle_standby(CampaignDone(controller))
+
+    async def _confirm(self, effect: ConfirmTerm) -> None:
+        try:
+            controller = await self._coordinator.confirm()
+        except SpaceGridError as error:
+            _log.debug("the term could not be confirmed", error=str(error))
+            self._handle(ConfirmFailed(effect.number))
+            return
+        self._handle(TermConfirmed(effect.number, controller))
 
     async def _write(self, effect: WriteTable) -> None:
         try:
@@ -279,10 +333,11 @@ class ControllerRunner:
             channel = aio_channel(address, self._security.client, node_dns(registration.name))
             self._channel = ((address, self._security.client), channel)
             if old is not None:
-                self._spawn(old[1].close())
+                self.spawn(old[1].close())
         return peers_pb2_grpc.PeersStub(self._channel[1])
 
-    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+    def spawn(self, work: Coroutine[None, None, None]) -> None:
+        """Carry something out on the grid loop; it ends with the runner."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -45,9 +45,11 @@ from spacegrid.coordinator import (
     TableChanged,
 )
 from spacegrid.errors import ConfigError, SpaceGridError, StoreFailed
+from spacegrid.machine.events import HeartbeatAnswer
 from spacegrid.machine.table import Registration, core_entry
 from spacegrid.node.controller_runner import ControllerRunner
 from spacegrid.node.front import Front, Peer
+from spacegrid.node.heartbeats import Heartbeats, Pulse
 from spacegrid.node.installed import declared_maps, load_units, route_arguments
 from spacegrid.node.internal import InternalClient
 from spacegrid.node.log import get_logger
@@ -69,6 +71,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from spacegrid.unit import OutgoingCall
+    from spacegrid.v1 import peers_pb2
 
 EXIT_OK: Final = 0
 EXIT_FAILED: Final = 1
@@ -120,6 +123,9 @@ class Daemon:
         self._routes = route_arguments(self._units)
         self._host: UnitHost | None = None
         self._store = NodeStore(config.data) if config.data and config.lmdb else None
+        self._heartbeats: Heartbeats | None = None
+        self._beats = 0
+        self._units_pulse = Pulse()
         self._server: grpc.aio.Server | None = None
         self._health = health.aio.HealthServicer()
         self._registration = Registration(name=config.name)
@@ -241,7 +247,13 @@ class Daemon:
                 _log.info("loaded from disk", partitions=len(store.stored), entries=count)
         self.front.join(node, table.life, self.config.name, self.incarnation)
         self.controller = ControllerRunner(
-            self._coordinator, self.config.name, self.incarnation, self.view, die, self.security
+            self._coordinator,
+            self.config.name,
+            self.incarnation,
+            self.view,
+            die,
+            self.security,
+            leases=bool(self.config.coordinator),
         )
         self.front.changes = self.controller.request_changes
         self.internal = InternalClient(
@@ -253,6 +265,19 @@ class Daemon:
             self.security,
         )
         self.known = True
+        if self.config.coordinator:
+            self._heartbeats = Heartbeats(
+                self.config.name,
+                self.incarnation,
+                node,
+                self.view,
+                self.controller,
+                lambda: self._coordinator.registered_until_ms,
+                self._progress,
+                die,
+                self.security,
+            )
+            self._heartbeats.start()
 
     async def _start_rest(self) -> None:
         node, front = self.front.node, self.front
@@ -313,6 +338,19 @@ class Daemon:
     def _calls_done(self, batch: list[tuple[OutgoingCall, int, bytes]]) -> None:
         if self._host is not None:
             self._host.calls_done(batch)
+
+    def _progress(self) -> tuple[int, ...]:
+        """Counters of the grid's loop and of the units'."""
+        self._beats += 1
+        loop = self._host.loop if self._host is not None else None
+        units = self._beats if loop is None else self._units_pulse.count(loop)
+        return (self._beats, units)
+
+    def hear(self, request: peers_pb2.HeartbeatRequest) -> HeartbeatAnswer:
+        """Take another node's heartbeat; a lone node has nobody to hear."""
+        if self._heartbeats is None:
+            return HeartbeatAnswer(request.hello.incarnation, request.nonce)
+        return self._heartbeats.hear(request)
 
     # ---- what the coordinator says
 
@@ -378,6 +416,8 @@ class Daemon:
             )
         except BaseException as error:
             die(error)
+        if self._heartbeats is not None:
+            self._heartbeats.applied(table.revision)
         self._set_routes()
         self.front.wake()
 
@@ -478,6 +518,8 @@ class Daemon:
             self.security.look()
         if self.known:
             await self.internal.close()
+            if self._heartbeats is not None:
+                await self._heartbeats.close()
             await self.controller.close()
         if self.bound:
             await self.front.close()

@@ -27,8 +27,8 @@ from spacegrid import clock
 from spacegrid._core import Client, Node
 from spacegrid.coordinator.authority import Authority
 from spacegrid.errors import ConfigError, GridClosed
-from spacegrid.machine.controller import Controller
-from spacegrid.machine.events import BecameController, WriteDone
+from spacegrid.machine.controller import Controller, ControllerConfig
+from spacegrid.machine.events import BecameController, WriteDone, WriteTable
 from spacegrid.machine.table import Registration, core_entry
 from spacegrid.node.engine import Engine
 from spacegrid.node.installed import declared_maps
@@ -142,7 +142,7 @@ class EmbeddedNode:
 
     def _place(self, node: Node) -> None:
         """Decide about the table, at once: nobody else is there to be asked."""
-        authority, machine = self._authority, Controller()
+        authority, machine = self._authority, Controller(ControllerConfig(leases=False))
         authority.campaign(self._registration.incarnation, authority.state.term)
         state = authority.state
         effects = machine.handle(
@@ -151,6 +151,7 @@ class EmbeddedNode:
         )
         while effects:
             write = effects.pop(0)
+            assert isinstance(write, WriteTable), "without leases nothing else is asked for"
             result = authority.write(write.term, write.expected_revision, write.entries)
             if not result.accepted:
                 raise ConfigError("the table of the embedded grid could not be written")

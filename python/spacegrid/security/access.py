@@ -58,7 +58,12 @@ METHODS: Final[dict[str, dict[str, Role]]] = {
         "Delete": _WRITERS,
     },
     "spacegrid.v1.Units": {"Invoke": _WRITERS},
-    "spacegrid.v1.Peers": {"Link": _NODES, "RequestChanges": _NODES, "Drain": _NODES},
+    "spacegrid.v1.Peers": {
+        "Link": _NODES,
+        "RequestChanges": _NODES,
+        "Heartbeat": _NODES,
+        "Drain": _NODES,
+    },
     "spacegrid.v1.Coordinator": {
         "Join": _NODES,
         "Write": _NODES,

@@ -95,12 +95,11 @@ class UnitHost:
         self._thread: threading.Thread | None = None
         self._thread_id = 0
         self._base_context = contextvars.Context()
-        # Hand-over from other threads. Appending and popping are atomic; the flag is cleared before
-        # the inbox is read, so an item that comes later schedules another drain.
+        # Hand-over from other threads. The flag is cleared before the inbox is read, so an item
+        # that comes later schedules another drain.
         self._inbox: deque[tuple[int, Any]] = deque()
         self._drain_scheduled = True  # cleared when on_start is done: nothing runs before that
         self._closed = False
-        # Owned by the unit thread.
         self._ready: deque[_core.Turn] = deque()
         self._suspended: set[TurnRun] = set()
         self._spare: Spare | None = None
@@ -110,6 +109,11 @@ class UnitHost:
         self._stopper: asyncio.Task[None] | None = None
         self._all_ended: asyncio.Event | None = None
         self._failures = FailureLog(_log)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The unit thread's loop, once it runs."""
+        return self._loop
 
     # ---- lifecycle ------------------------------------------------------------------------------
 

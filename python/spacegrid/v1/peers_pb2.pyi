@@ -32,6 +32,8 @@ class _ChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeKind
     """The tail's snapshot is complete."""
     CHANGE_KIND_STOPPED: _ChangeKind.ValueType  # 3
     """The primary has stopped the partition and all its records are committed: hand it over."""
+    CHANGE_KIND_SHRINK: _ChangeKind.ValueType  # 4
+    """A copy that counts does not answer: go on without it."""
 
 class ChangeKind(_ChangeKind, metaclass=_ChangeKindEnumTypeWrapper): ...
 
@@ -42,6 +44,8 @@ CHANGE_KIND_IN_SYNC: ChangeKind.ValueType  # 2
 """The tail's snapshot is complete."""
 CHANGE_KIND_STOPPED: ChangeKind.ValueType  # 3
 """The primary has stopped the partition and all its records are committed: hand it over."""
+CHANGE_KIND_SHRINK: ChangeKind.ValueType  # 4
+"""A copy that counts does not answer: go on without it."""
 Global___ChangeKind: _TypeAlias = ChangeKind  # noqa: Y015
 
 @_typing.final
@@ -229,3 +233,73 @@ class DrainReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainReply: _TypeAlias = DrainReply  # noqa: Y015
+
+@_typing.final
+class HeartbeatRequest(_message.Message):
+    """A node says that it is there; sent to every other node, every 100 ms. It asks for a lease at the same time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HELLO_FIELD_NUMBER: _builtins.int
+    NONCE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    HEARD_TERM_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.int
+    """Names this heartbeat; the answer repeats it."""
+    revision: _builtins.int
+    """Revision of the table that the sender has applied."""
+    heard_term: _builtins.int
+    """Whether it has heard of the controller lately, and under which term."""
+    @_builtins.property
+    def hello(self) -> Global___PeerHello: ...
+    @_builtins.property
+    def progress(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Counters of its loops: grid, units, network. One that stands still shows a loop that is stuck."""
+
+    def __init__(
+        self,
+        *,
+        hello: Global___PeerHello | None = ...,
+        nonce: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        progress: _abc.Iterable[_builtins.int] | None = ...,
+        heard_term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heard_term", b"heard_term", "hello", b"hello", "nonce", b"nonce", "progress", b"progress", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeartbeatRequest: _TypeAlias = HeartbeatRequest  # noqa: Y015
+
+@_typing.final
+class HeartbeatReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NONCE_FIELD_NUMBER: _builtins.int
+    GRANTED_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    nonce: _builtins.int
+    granted: _builtins.bool
+    """True: a lease, counted from before the heartbeat was sent, once `revision` is applied. Only the controller gives it."""
+    revision: _builtins.int
+    term: _builtins.int
+    """Under which the controller speaks."""
+    def __init__(
+        self,
+        *,
+        nonce: _builtins.int = ...,
+        granted: _builtins.bool = ...,
+        revision: _builtins.int = ...,
+        term: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "nonce", b"nonce", "revision", b"revision", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeartbeatReply: _TypeAlias = HeartbeatReply  # noqa: Y015

@@ -44,6 +44,11 @@ class PeersStub(object):
                 request_serializer=spacegrid_dot_v1_dot_peers__pb2.ChangesRequest.SerializeToString,
                 response_deserializer=spacegrid_dot_v1_dot_peers__pb2.ChangesReply.FromString,
                 _registered_method=True)
+        self.Heartbeat = channel.unary_unary(
+                '/spacegrid.v1.Peers/Heartbeat',
+                request_serializer=spacegrid_dot_v1_dot_peers__pb2.HeartbeatRequest.SerializeToString,
+                response_deserializer=spacegrid_dot_v1_dot_peers__pb2.HeartbeatReply.FromString,
+                _registered_method=True)
         self.Drain = channel.unary_unary(
                 '/spacegrid.v1.Peers/Drain',
                 request_serializer=spacegrid_dot_v1_dot_peers__pb2.DrainRequest.SerializeToString,
@@ -68,6 +73,13 @@ class PeersServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Heartbeat(self, request, context):
+        """Says that the sender is there; the controller answers with a lease.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Drain(self, request, context):
         """Tells the controller that the sender is leaving: move what it owns.
         """
@@ -87,6 +99,11 @@ def add_PeersServicer_to_server(servicer, server):
                     servicer.RequestChanges,
                     request_deserializer=spacegrid_dot_v1_dot_peers__pb2.ChangesRequest.FromString,
                     response_serializer=spacegrid_dot_v1_dot_peers__pb2.ChangesReply.SerializeToString,
+            ),
+            'Heartbeat': grpc.unary_unary_rpc_method_handler(
+                    servicer.Heartbeat,
+                    request_deserializer=spacegrid_dot_v1_dot_peers__pb2.HeartbeatRequest.FromString,
+                    response_serializer=spacegrid_dot_v1_dot_peers__pb2.HeartbeatReply.SerializeToString,
             ),
             'Drain': grpc.unary_unary_rpc_method_handler(
                     servicer.Drain,
@@ -148,6 +165,33 @@ class Peers(object):
             '/spacegrid.v1.Peers/RequestChanges',
             spacegrid_dot_v1_dot_peers__pb2.ChangesRequest.SerializeToString,
             spacegrid_dot_v1_dot_peers__pb2.ChangesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Heartbeat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/spacegrid.v1.Peers/Heartbeat',
+            spacegrid_dot_v1_dot_peers__pb2.HeartbeatRequest.SerializeToString,
+            spacegrid_dot_v1_dot_peers__pb2.HeartbeatReply.FromString,
             options,
             channel_credentials,
             insecure,

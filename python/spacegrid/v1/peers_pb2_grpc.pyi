@@ -35,6 +35,8 @@ class PeersStub:
     """Frames one way; the receiver only opens with its own hello."""
     RequestChanges: _grpc.UnaryUnaryMultiCallable[_peers_pb2.ChangesRequest, _peers_pb2.ChangesReply]
     """Asks the controller for changes of the ownership table."""
+    Heartbeat: _grpc.UnaryUnaryMultiCallable[_peers_pb2.HeartbeatRequest, _peers_pb2.HeartbeatReply]
+    """Says that the sender is there; the controller answers with a lease."""
     Drain: _grpc.UnaryUnaryMultiCallable[_peers_pb2.DrainRequest, _peers_pb2.DrainReply]
     """Tells the controller that the sender is leaving: move what it owns."""
 
@@ -45,6 +47,8 @@ class PeersAsyncStub(PeersStub):
     """Frames one way; the receiver only opens with its own hello."""
     RequestChanges: _aio.UnaryUnaryMultiCallable[_peers_pb2.ChangesRequest, _peers_pb2.ChangesReply]  # type: ignore[assignment]
     """Asks the controller for changes of the ownership table."""
+    Heartbeat: _aio.UnaryUnaryMultiCallable[_peers_pb2.HeartbeatRequest, _peers_pb2.HeartbeatReply]  # type: ignore[assignment]
+    """Says that the sender is there; the controller answers with a lease."""
     Drain: _aio.UnaryUnaryMultiCallable[_peers_pb2.DrainRequest, _peers_pb2.DrainReply]  # type: ignore[assignment]
     """Tells the controller that the sender is leaving: move what it owns."""
 
@@ -64,6 +68,14 @@ class PeersServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peers_pb2.ChangesReply, _abc.Awaitable[_peers_pb2.ChangesReply]]:
         """Asks the controller for changes of the ownership table."""
+
+    @_abc_1.abstractmethod
+    def Heartbeat(
+        self,
+        request: _peers_pb2.HeartbeatRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peers_pb2.HeartbeatReply, _abc.Awaitable[_peers_pb2.HeartbeatReply]]:
+        """Says that the sender is there; the controller answers with a lease."""
 
     @_abc_1.abstractmethod
     def Drain(

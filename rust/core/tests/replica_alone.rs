@@ -78,7 +78,7 @@ fn send(node: &Node, operations: &[Operation<'_>], now_ms: u64) -> (Vec<Got>, Ve
 }
 
 fn take(node: &Node) -> (Vec<Got>, Vec<TurnStart>) {
-    let Effects { client_frames, turns, .. } = node.take_effects(true).unwrap_or_default();
+    let Effects { client_frames, turns, .. } = node.take_effects(true, || 0).unwrap_or_default();
     node.check();
     let mut got = Vec::new();
     for (connection, frame) in &client_frames {
@@ -137,7 +137,7 @@ fn replies_of_many_calls_share_a_frame_until_effects_are_taken() {
         assert_eq!(builder.push(&put).expect("a valid operation"), None);
         node.on_client_frame(5, &builder.finish().expect("one operation"), 0).expect("a frame");
     }
-    let effects = node.take_effects(false).expect("five replies");
+    let effects = node.take_effects(false, || 0).expect("five replies");
     assert_eq!(effects.client_frames.len(), 1);
     let frame = ReplyFrame::decode(&effects.client_frames[0].1).expect("own frame");
     assert_eq!(frame.replies().map(|reply| reply.number).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);

@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
+use crate::clock::boottime_ms;
 use crate::events::Events;
 use crate::links::Link;
 use crate::message::Hello;
@@ -181,7 +182,7 @@ impl Grid {
     /// Take what the core wants done and hand it on, until there is nothing left.
     fn take_effects(&self) {
         let Some(Joined { core, .. }) = self.joined.get() else { return };
-        while let Some(effects) = core.take_effects(true) {
+        while let Some(effects) = core.take_effects(true, boottime_ms) {
             let links = self.links.borrow();
             for (copy, frame) in effects.peer_frames {
                 if let Some(link) = links.get(&copy) {

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod client;
+mod clock;
 mod events;
 mod front;
 mod grid;
@@ -23,6 +24,7 @@ mod status;
 mod tls;
 
 pub use client::ClientLink;
+pub use clock::boottime_ms;
 pub use events::{Batch, Events, Note};
 pub use links::Peer;
 pub use message::{Envelope, Hello, Messages};

@@ -21,6 +21,7 @@ use spacegrid_core::replica::{
     Config, Effects as CoreEffects, LOCAL, Node as CoreNode, Ownership, Ring, Role, SHARED, State,
     TailCopy,
 };
+use spacegrid_net::boottime_ms;
 
 use crate::errors::{bad_frame, refused};
 use crate::turn::{turns_to_list, with_partition};
@@ -239,6 +240,15 @@ impl Node {
         self.core.load(partition, position, entries, streams).map_err(refused)
     }
 
+    fn require_lease(&self) {
+        self.core.require_lease();
+    }
+
+    #[pyo3(signature = (revision, until_ms, now_ms))]
+    fn grant_lease(&self, revision: u64, until_ms: u64, now_ms: u64) -> bool {
+        self.core.grant_lease(revision, until_ms, now_ms)
+    }
+
     fn stop_all(&self) {
         self.core.stop_all();
     }
@@ -290,9 +300,15 @@ impl Node {
         py.detach(|| self.core.tick(now_ms));
     }
 
-    #[pyo3(signature = (peers = true))]
-    fn take_effects(&self, py: Python<'_>, peers: bool) -> PyResult<Option<Effects>> {
-        let Some(effects) = self.core.take_effects(peers) else { return Ok(None) };
+    #[pyo3(signature = (peers = true, boot_ms = None))]
+    fn take_effects(
+        &self,
+        py: Python<'_>,
+        peers: bool,
+        boot_ms: Option<u64>,
+    ) -> PyResult<Option<Effects>> {
+        let clock = || boot_ms.unwrap_or_else(boottime_ms);
+        let Some(effects) = self.core.take_effects(peers, clock) else { return Ok(None) };
         Effects::new(py, &self.core, effects).map(Some)
     }
 
@@ -514,6 +530,9 @@ impl Node {
             ("turns", status.turns),
             ("streams", status.streams),
             ("faults", status.faults),
+            ("lease_until_ms", status.lease_until_ms),
+            ("lease_revision", status.lease_revision),
+            ("withheld", status.withheld),
         ] {
             dict.set_item(name, value)?;
         }

@@ -40,13 +40,28 @@ class PeersService(peers_pb2_grpc.PeersServicer):
         accepted = self._daemon.controller.take_changes(request.hello.incarnation, changes)
         return peers_pb2.ChangesReply(accepted=accepted)
 
+    async def Heartbeat(
+        self, request: peers_pb2.HeartbeatRequest, context: Any
+    ) -> peers_pb2.HeartbeatReply:
+        """Hear that the sender is there; as controller, answer with a lease."""
+        await self._check(request.hello, context, serving=False)
+        answer = self._daemon.hear(request)
+        return peers_pb2.HeartbeatReply(
+            nonce=answer.nonce,
+            granted=answer.granted,
+            revision=answer.revision,
+            term=answer.term,
+        )
+
     async def Drain(self, request: peers_pb2.DrainRequest, context: Any) -> peers_pb2.DrainReply:
         """Begin to move what the sender owns, if this node is the controller."""
         await self._check(request.hello, context)
         accepted = self._daemon.controller.take_drain(request.hello.incarnation)
         return peers_pb2.DrainReply(accepted=accepted)
 
-    async def _check(self, hello: peers_pb2.PeerHello, context: Any) -> None:
+    async def _check(
+        self, hello: peers_pb2.PeerHello, context: Any, *, serving: bool = True
+    ) -> None:
         await require_name(context, hello.node)
         daemon = self._daemon
         status = grpc.StatusCode.FAILED_PRECONDITION
@@ -56,7 +71,7 @@ class PeersService(peers_pb2_grpc.PeersServicer):
                 f"peer speaks protocol version {hello.protocol_version}, this node speaks "
                 f"{PROTOCOL_VERSION}",
             )
-        if not daemon.serving:
+        if not (daemon.serving if serving else daemon.known):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "this node is not ready yet")
         if hello.cluster_id != daemon.view.life:
             await context.abort(

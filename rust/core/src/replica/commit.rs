@@ -151,6 +151,9 @@ impl Partition {
                 follower.next = position.sequence + 1;
                 follower.goal = log.last().sequence;
             }
+            if position.sequence > follower.acked {
+                follower.owes_since_ms = 0;
+            }
             acknowledge(follower, log, position.sequence);
         } else if follower.kind == Kind::Joining && !follower.started {
             // It has not accepted the offer yet; what it had before means nothing.

@@ -19,6 +19,8 @@ pub enum ChangeKind {
     InSync = 2,
     /// The partition is stopped and everything in it committed: hand it over.
     Stopped = 3,
+    /// A copy that counts does not answer: go on without it.
+    Shrink = 4,
 }
 
 /// A change of one partition's entry in the ownership table.
@@ -51,6 +53,8 @@ pub struct Out {
     pub changes: Vec<ChangeWanted>,
     /// Partitions with something to send to other copies.
     pub dirty: Vec<u32>,
+    /// Lapses of the node's lease when the call began.
+    pub lapses: u64,
     /// Snapshot pieces that are no longer under way: (copy, partition).
     pub chunks_over: Vec<(u64, u32)>,
     /// Somebody waits for this node's own disk.

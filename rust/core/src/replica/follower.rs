@@ -11,6 +11,10 @@ use crate::record::Position;
 pub const WINDOW_BYTES: usize = 2 << 20;
 /// Records without an answer for this long are sent again.
 pub const RESEND_MS: u64 = 300;
+/// A copy that counts and acknowledges nothing of what it owes for this long is to be removed: the
+/// primary asks the controller for it. A node that answers nobody is removed sooner, by its missing
+/// heartbeats; this is for a link between two nodes that both are well.
+pub const SHRINK_MS: u64 = 1_000;
 
 /// How a follower counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +51,8 @@ pub struct Follower {
     pub told_commit: u64,
     /// When something of it was last heard.
     pub heard_ms: u64,
+    /// Since when it owes an acknowledgement without having given any; 0: it owes none.
+    pub owes_since_ms: u64,
     /// Position before the first record it was sent.
     pub from: Position,
     /// It may count once it has this much.
@@ -89,6 +95,7 @@ impl Follower {
             poke: true,
             told_commit: 0,
             heard_ms: now_ms,
+            owes_since_ms: 0,
             from: log.base(),
             goal: u64::MAX,
             asked: false,
@@ -109,6 +116,16 @@ impl Follower {
     #[inline]
     pub fn counts(&self) -> bool {
         self.kind != Kind::Joining || self.asked
+    }
+
+    /// Take note of time: whether it counts, owes an acknowledgement and has given none for too long.
+    pub fn is_silent(&mut self, last: u64, now_ms: u64) -> bool {
+        if !self.counts() || self.acked >= last {
+            self.owes_since_ms = 0;
+        } else if self.owes_since_ms == 0 {
+            self.owes_since_ms = now_ms;
+        }
+        self.owes_since_ms != 0 && now_ms.saturating_sub(self.owes_since_ms) >= SHRINK_MS
     }
 
     /// Send again from what it has acknowledged.

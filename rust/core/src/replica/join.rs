@@ -100,6 +100,25 @@ impl Partition {
         self.want_handover(repeat, out);
     }
 
+    /// Ask the controller to remove copies that count and do not answer. They keep counting until the
+    /// table says otherwise.
+    pub(super) fn want_shrink(&mut self, now_ms: u64, out: &mut Out) {
+        let Some(entry) = &self.entry else { return };
+        let last = self.log.last().sequence;
+        for follower in &mut self.followers {
+            if follower.is_silent(last, now_ms) {
+                out.changes.push(ChangeWanted {
+                    partition: self.index,
+                    epoch: entry.epoch,
+                    version: entry.version,
+                    kind: ChangeKind::Shrink,
+                    copy: follower.copy,
+                    from: 0,
+                });
+            }
+        }
+    }
+
     /// Stopped for a hand-over and everything committed: say so.
     pub(super) fn want_handover(&mut self, repeat: bool, out: &mut Out) {
         let Some(entry) = &self.entry else { return };

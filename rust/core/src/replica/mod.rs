@@ -10,6 +10,7 @@ mod cursor;
 mod effects;
 mod follower;
 mod join;
+mod lease;
 mod node;
 pub mod number;
 mod overlay;
@@ -24,6 +25,7 @@ mod upkeep;
 
 pub use cursor::{Batch, LOCAL, SHARED, SnapshotEntry};
 pub use effects::{ChangeKind, ChangeWanted};
+pub use lease::ENDLESS_MS;
 pub use node::{Config, Effects, Node, RoleRow, Status};
 pub use ownership::{Ownership, Role, State, TailCopy};
 pub use partition::{Partition, Settings};

@@ -17,6 +17,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::commit::Links;
 use super::effects::{ChangeWanted, Out};
 use super::join::CHUNKS_IN_FLIGHT_MAX;
+use super::lease::Lease;
 use super::ownership::{Ownership, Role};
 use super::partition::{Partition, Settings, Waiting};
 use super::persist::{Doorbell, Ring};
@@ -116,6 +117,12 @@ pub struct Status {
     pub streams: u64,
     /// Partitions that are out of use because an invariant broke.
     pub faults: u64,
+    /// Until when answers may leave, in milliseconds of the clock that grants are counted in.
+    pub lease_until_ms: u64,
+    /// Revision of the table that the lease was granted at.
+    pub lease_revision: u64,
+    /// Answers that became unknown because there was no lease.
+    pub withheld: u64,
 }
 
 /// The data plane of one node.
@@ -124,6 +131,7 @@ pub struct Node {
     settings: Arc<Settings>,
     partitions: Box<[Mutex<Partition>]>,
     outbox: Mutex<Out>,
+    lease: Lease,
     links: Mutex<Links>,
     repeated_ms: AtomicU64,
     doorbell: Doorbell,
@@ -161,6 +169,7 @@ impl Node {
             settings,
             partitions,
             outbox: Mutex::default(),
+            lease: Lease::default(),
             links: Mutex::default(),
             repeated_ms: AtomicU64::new(0),
             doorbell: Doorbell::default(),
@@ -190,7 +199,9 @@ impl Node {
     /// Effects of a new call; replies go on in the frames that earlier calls left open.
     fn begin(&self) -> Out {
         let mut out = Out::new();
-        self.outbox.lock().lend(&mut out);
+        let mut outbox = self.outbox.lock();
+        out.lapses = self.lease.lapses();
+        outbox.lend(&mut out);
         out
     }
 
@@ -214,7 +225,13 @@ impl Node {
             }
         }
         if !out.is_empty() || !out.dirty.is_empty() {
-            self.outbox.lock().absorb(&mut out);
+            let mut outbox = self.outbox.lock();
+            if out.lapses != self.lease.lapses() {
+                // The lease broke while this was computed: what it was computed from may be old.
+                out.close();
+                self.lease.withhold(&mut out.frames);
+            }
+            outbox.absorb(&mut out);
         }
     }
 
@@ -240,7 +257,31 @@ impl Node {
                 partition.apply_entry(entry, now_ms, &mut out);
             }
         }
+        self.lease.applied(revision);
         self.finish(out);
+    }
+
+    /// From now on answers need a lease: without one every answer becomes unknown.
+    pub fn require_lease(&self) {
+        self.lease.require();
+    }
+
+    /// Take a grant; says whether it counts, which it does only once its revision is applied here.
+    ///
+    /// `until_ms` is counted from before the request that was granted, `now_ms` is read after the
+    /// grant came: when the lease was over by then, answers that wait to be fetched become unknown.
+    pub fn grant_lease(&self, revision: u64, until_ms: u64, now_ms: u64) -> bool {
+        if !self.lease.counts(revision) {
+            return false;
+        }
+        let mut outbox = self.outbox.lock();
+        if self.lease.is_over(now_ms) {
+            self.lease.lapse();
+            outbox.close();
+            self.lease.withhold(&mut outbox.frames);
+        }
+        self.lease.extend(revision, until_ms);
+        true
     }
 
     /// Give a copy from disk, before the first table.
@@ -388,8 +429,9 @@ impl Node {
     /// Everything since the last call, or `None`.
     ///
     /// Without `peers` what other copies are owed waits for a later call, so that more travels in one
-    /// frame.
-    pub fn take_effects(&self, peers: bool) -> Option<Effects> {
+    /// frame. `clock` gives the time that leases are counted in; it is read after the answers were
+    /// computed, and without a valid lease then they are handed out as unknown.
+    pub fn take_effects(&self, peers: bool, clock: impl FnOnce() -> u64) -> Option<Effects> {
         let mut links = self.links.lock();
         let dirty = if peers { std::mem::take(&mut self.outbox.lock().dirty) } else { Vec::new() };
         for index in dirty {
@@ -409,7 +451,8 @@ impl Node {
             return None;
         }
         let mut changes = std::mem::take(&mut outbox.changes);
-        let effects = Effects {
+        let lapses = self.lease.lapses();
+        let mut effects = Effects {
             client_frames: std::mem::take(&mut outbox.frames),
             peer_frames,
             turns: std::mem::take(&mut outbox.turns),
@@ -417,6 +460,11 @@ impl Node {
             changes: Vec::new(),
         };
         drop(outbox);
+        if !effects.client_frames.is_empty()
+            && (self.lease.is_over(clock()) || lapses != self.lease.lapses())
+        {
+            self.lease.withhold(&mut effects.client_frames);
+        }
         changes.sort_unstable();
         changes.dedup();
         Some(Effects { changes, ..effects })
@@ -513,8 +561,10 @@ impl Node {
             quota_bytes: self.settings.quota.limit(),
             log_bytes: self.settings.log_budget.used(),
             log_limit_bytes: self.settings.log_budget.limit(),
+            withheld: self.lease.withheld(),
             ..Status::default()
         };
+        (status.lease_until_ms, status.lease_revision) = self.lease.terms();
         for partition in &self.partitions {
             partition.lock().count_into(&mut status);
         }
@@ -545,6 +595,7 @@ impl Partition {
             self.tick_followers(now_ms, out);
             self.tick_persist(now_ms, out);
             if repeat {
+                self.want_shrink(now_ms, out);
                 self.want_changes(true, out);
                 self.try_commit(out);
             }

@@ -306,7 +306,7 @@ impl Sim {
     }
 
     pub fn collect(&mut self, copy: u64) {
-        let Some(effects) = self.nodes[&copy].take_effects(true) else { return };
+        let Some(effects) = self.nodes[&copy].take_effects(true, || 0) else { return };
         for (to, frame) in effects.peer_frames {
             if self.nodes.contains_key(&to) {
                 self.links.entry((copy, to)).or_default().push_back(frame);
@@ -605,6 +605,8 @@ impl Sim {
                 }
                 entry.target = 0;
             }
+            // Whoever is alive here answers in the end; who is not is removed by `crash`.
+            ChangeKind::Shrink => return,
         }
         entry.version += 1;
         self.accepted.push((asked.partition, asked.kind));
