@@ -18,6 +18,7 @@ from spacegrid.machine.events import (
     ChangesRequested,
     ControllerChanged,
     ControllerEvent,
+    ControllerHeard,
     Deposed,
     RegistrationsChanged,
     TableObserved,
@@ -158,6 +159,7 @@ class World:
         told = RegistrationsChanged(self.authority.state.registrations, self.authority.stopping)
         for copy, standby in self.standbys.items():
             standby.handle(ControllerChanged(*self.term_held()), self.now_ms)
+            standby.handle(ControllerHeard(self.term_held()[1]), self.now_ms)
             for effect in standby.handle(told, self.now_ms):
                 answer = self.authority.campaign(copy, effect.known_term)
                 standby.handle(CampaignDone(answer), self.now_ms)
