@@ -158,11 +158,11 @@ class World:
         """Every node hears who is there, and whoever wants the term asks for it."""
         told = RegistrationsChanged(self.authority.state.registrations, self.authority.stopping)
         for copy, standby in self.standbys.items():
-            standby.handle(ControllerChanged(*self.term_held()), self.now_ms)
-            standby.handle(ControllerHeard(self.term_held()[1]), self.now_ms)
-            for effect in standby.handle(told, self.now_ms):
-                answer = self.authority.campaign(copy, effect.known_term)
-                standby.handle(CampaignDone(answer), self.now_ms)
+            term = self.term_held()[1]
+            for event in (ControllerChanged(*self.term_held()), ControllerHeard(term), told):
+                for effect in standby.handle(event, self.now_ms):
+                    answer = self.authority.campaign(copy, effect.known_term)
+                    standby.handle(CampaignDone(answer), self.now_ms)
         holder = self.term_held()[0]
         assert not self.alive or holder in self.alive, "nobody took the term"
 
