@@ -65,7 +65,9 @@ impl Pair {
             while busy {
                 busy = false;
                 for copy in [1, 2] {
-                    let Some(effects) = self.nodes[&copy].take_effects(true) else { continue };
+                    let Some(effects) = self.nodes[&copy].take_effects(true, || 0) else {
+                        continue;
+                    };
                     busy = true;
                     for (to, frame) in effects.peer_frames {
                         let taken = self.nodes[&to].on_peer_frame(copy, &frame, self.now_ms);
@@ -271,7 +273,7 @@ fn a_copy_is_called_in_sync_when_its_disk_has_it() {
     let wants = |pair: &mut Pair| {
         pair.now_ms += 1000;
         pair.nodes[&1].tick(pair.now_ms);
-        let changes = pair.nodes[&1].take_effects(true).map(|effects| effects.changes);
+        let changes = pair.nodes[&1].take_effects(true, || 0).map(|effects| effects.changes);
         changes.unwrap_or_default().len()
     };
     assert_eq!(wants(&mut pair), 0);
