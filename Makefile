@@ -8,7 +8,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 RUST := Cargo.toml Cargo.lock $(shell find rust -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help setup build demo test test-rust test-python chaos failover wheel fmt lint types proto bench bench-peers ci clean
+.PHONY: help setup build demo test test-rust test-python sim sim-mutants chaos failover wheel fmt lint types proto bench bench-peers ci clean
 
 help: ## explain the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,19 @@ test-rust: ## the core's own tests
 
 test-python: build wheel build/protovenv/stamp build/etcd/stamp ## unit, property, cluster, sink, wheel tests
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+sim: build ## simulate whole clusters, one seed is one run: SEEDS=n FIRST=s, or SEED=s alone
+	PYTHONPATH=tests $(PY) -m simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200) \
+		--first $(or $(FIRST),1)) --report build/reports/sim.json
+
+sim-mutants: build build/planted/stamp ## plant bugs one by one and have the simulator find each: ONLY=a,b
+	PYTHONPATH=tests $(PY) -m simulation.mutants $(if $(ONLY),--only $(ONLY)) \
+		--extension build/planted/wheel/spacegrid/_core.abi3.so --report build/reports/sim-mutants.json
+build/planted/stamp: build/setup.stamp $(RUST)
+	rm -rf build/planted
+	.venv/bin/maturin build --release --quiet --features planted --out build/planted
+	$(PY) -m zipfile -e build/planted/*.whl build/planted/wheel
+	touch $@
 
 chaos: build ## break a real cluster under load and check every answer: CYCLES=n SEED=s NEMESIS=a,b COORDINATOR=etcd
 	$(if $(filter etcd,$(COORDINATOR)),tools/etcd.sh)

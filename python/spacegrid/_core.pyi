@@ -633,6 +633,12 @@ class Node:
     def roles(self) -> list[Role]:
         """One row per partition that this node holds a copy of."""
 
+    def check(self) -> None:
+        """Assert every invariant of every partition, for tests; a broken one panics.
+
+        Cost: one pass over all logs.
+        """
+
     def status(self) -> dict[str, int]:
         """Counters: memory_bytes, quota_bytes, entries, log_bytes, primaries, copies, uncommitted,
         ..."""

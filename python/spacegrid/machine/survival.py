@@ -50,7 +50,8 @@ def remove(draft: Draft, entry: PartitionEntry, copy: int) -> bool:
     """The primary goes on without a copy that it can't reach; whether there was one to remove."""
     if copy == entry.primary or copy not in entry.members():
         return False
-    _keep(draft, entry, draft.nodes.live - {copy})
+    # Only that copy: the primary that asks may be suspected itself, and is not removed by its own word.
+    _keep(draft, entry, frozenset(entry.members()) - {copy})
     return True
 
 

@@ -17,6 +17,7 @@ pub mod hash;
 pub mod key;
 pub mod limits;
 pub mod log;
+pub mod planted;
 pub mod record;
 pub mod replica;
 

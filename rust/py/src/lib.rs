@@ -18,6 +18,16 @@ mod turn;
 
 use pyo3::prelude::*;
 
+/// Switch a planted bug on for the rest of the process.
+#[cfg(feature = "planted")]
+#[pyfunction]
+fn plant(name: &str) -> PyResult<()> {
+    if spacegrid_core::planted::choose(name) {
+        return Ok(());
+    }
+    Err(pyo3::exceptions::PyValueError::new_err(format!("no planted bug is called {name:?}")))
+}
+
 /// The extension module.
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -32,5 +42,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     node::register(module)?;
     ring::register(module)?;
     turn::register(module)?;
+    #[cfg(feature = "planted")]
+    module.add_function(wrap_pyfunction!(plant, module)?)?;
     Ok(())
 }

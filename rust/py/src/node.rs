@@ -514,6 +514,10 @@ impl Node {
         )
     }
 
+    fn check(&self, py: Python<'_>) {
+        py.detach(|| self.core.check());
+    }
+
     fn status<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let status = py.detach(|| self.core.status());
         let dict = PyDict::new(py);

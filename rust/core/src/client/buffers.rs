@@ -6,7 +6,7 @@
 //! a few slow ones do not hold many frames. Buffers are used again, so that nothing is allocated in
 //! the steady state.
 
-use crate::frame::request::{peek, readdress, seal_request, sealed_length};
+use crate::frame::request::{mark_repeat, peek, readdress, seal_request, sealed_length};
 use crate::frame::{base_for, delta_from};
 use crate::limits::{FRAME_BYTES_MAX, FRAME_OPERATIONS_MAX};
 
@@ -231,6 +231,11 @@ impl Buffers {
         readdress(&mut buffer.operations[offset..], index, delta);
         self.appended(to, bytes.len());
         offset as u32
+    }
+
+    /// Says of an operation that an earlier attempt may still arrive.
+    pub fn mark_repeat(&mut self, id: u32, offset: u32) {
+        mark_repeat(&mut self.all[id as usize].operations[offset as usize..]);
     }
 
     /// As [`Buffers::copy`], from one buffer into another; the operation leaves the first.

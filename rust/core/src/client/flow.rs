@@ -9,7 +9,7 @@ use super::{
     HOLD_MS, TIMEOUT, Unknown,
 };
 use crate::error::{CoreError, Result};
-use crate::frame::reply::status;
+use crate::frame::reply::{FLAG_RECORDED, status};
 use crate::frame::request::FLAG_TOKEN;
 use crate::frame::{Opcode, Reply, ReplyFrame};
 
@@ -124,6 +124,11 @@ impl<W> Client<W> {
             }
             if status::is_retryable(reply.status) {
                 self.refuse(&reply, now_ms);
+                continue;
+            }
+            if pending.in_doubt && !is_final(&reply, pending.opcode) {
+                // Another attempt may still run and be answered otherwise: only what is recorded counts.
+                self.refuse(&Reply { status: status::UNKNOWN, ..reply }, now_ms);
                 continue;
             }
             let Some(closed) = self.window.remove(reply.number) else { continue };
@@ -322,6 +327,9 @@ impl<W> Client<W> {
         let id = self.buffers.waiting(number, pending.length as usize, name_bytes);
         self.relocate(number, id, name_bytes);
         if let Some(pending) = self.window.get_mut(number) {
+            if pending.in_doubt {
+                self.buffers.mark_repeat(id, pending.offset);
+            }
             pending.state = State::Waiting;
             pending.due_ms = due_ms;
         }
@@ -417,6 +425,15 @@ impl<W> Client<W> {
         let window = &self.window;
         self.deadlines.trim(window.base(), |number| window.is_behind(number));
     }
+}
+
+/// Whether no other attempt of a request in doubt can come to another answer than this one.
+fn is_final(reply: &Reply<'_>, opcode: Opcode) -> bool {
+    use status::{CONFLICT, HANDLER_ERROR, MEMORY_FULL, MISS, OK, WRONG_TYPE};
+    let depends =
+        matches!(reply.status, MISS | CONFLICT | WRONG_TYPE | HANDLER_ERROR | MEMORY_FULL)
+            || (reply.status == OK && opcode == Opcode::Invoke);
+    !depends || reply.flags & FLAG_RECORDED != 0
 }
 
 /// The next wait of an operation that is put back, which it counts.

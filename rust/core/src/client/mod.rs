@@ -463,6 +463,7 @@ impl<W> Client<W> {
         let name_bytes = self.maps[usize::from(unknown.map)].name.len();
         let id = self.buffers.waiting(number, length, name_bytes);
         let offset = self.buffers.copy(&unknown.operation, id, number, unknown.map, name_bytes);
+        self.buffers.mark_repeat(id, offset);
         let pending = Pending {
             waiter: Some(waiter),
             due_ms: 0,

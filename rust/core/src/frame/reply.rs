@@ -61,6 +61,9 @@ pub mod status {
     }
 }
 
+/// Flag: every attempt of the request gets this answer, since a record holds it.
+pub const FLAG_RECORDED: u8 = 2;
+
 /// Flag of a reply: the change is fsynced on every complete copy's own disk.
 pub const FLAG_PERSISTED: u8 = 1;
 /// Bytes of a reply before its value.
@@ -77,7 +80,7 @@ pub struct Reply<'a> {
     pub number: u64,
     /// [`status`].
     pub status: u8,
-    /// [`FLAG_PERSISTED`] or 0.
+    /// [`FLAG_RECORDED`], [`FLAG_PERSISTED`], both or 0.
     pub flags: u8,
     /// How the value is encoded.
     pub codec: u8,
@@ -144,7 +147,11 @@ impl<'a> ReplyFrame<'a> {
         let head = reader.array::<REPLY_BYTES>("a reply")?;
         let delta = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
         require(head[4] <= status::MAX, "a status", u64::from(head[4]))?;
-        require(head[5] & !FLAG_PERSISTED == 0, "a reply's flags", u64::from(head[5]))?;
+        require(
+            head[5] & !(FLAG_RECORDED | FLAG_PERSISTED) == 0,
+            "a reply's flags",
+            u64::from(head[5]),
+        )?;
         require(head[6] <= CODEC_MSGPACK, "a codec", u64::from(head[6]))?;
         let length = u32::from_le_bytes([head[8], head[9], head[10], head[11]]) as usize;
         check_size("the value's length in bytes", length, REPLY_VALUE_BYTES_MAX)?;

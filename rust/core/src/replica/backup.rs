@@ -10,6 +10,7 @@ use super::effects::Out;
 use super::ownership::Role;
 use super::partition::Partition;
 use crate::frame::peer::{Header, Records};
+use crate::planted::{Bug, planted};
 use crate::record::{Position, decode};
 
 /// A follower takes no more records when the node's logs hold this many times their budget.
@@ -92,8 +93,7 @@ impl Partition {
         let primary = self.entry.as_ref().map_or(0, |entry| entry.primary);
         matches!(self.role, Role::Backup | Role::Tail | Role::Joining)
             && self.fault.is_none()
-            && header.epoch == self.epoch()
-            && copy == primary
+            && (planted(Bug::EpochIgnored) || (header.epoch == self.epoch() && copy == primary))
     }
 
     /// Records of the primary, or only its positions.
@@ -107,7 +107,8 @@ impl Partition {
         records: Records<'_>,
         out: &mut Out,
     ) {
-        if !self.follows(copy, header) || header.session != self.following.session {
+        let session = header.session == self.following.session || planted(Bug::SessionIgnored);
+        if !self.follows(copy, header) || !session {
             return;
         }
         if self.role == Role::Joining && !self.following.incomplete {
@@ -130,10 +131,18 @@ impl Partition {
             return;
         };
         self.following.verified = self.following.verified.max(verified);
+        if planted(Bug::AckWhatIsNotVerified) {
+            self.following.verified = self.log.last().sequence;
+        }
         let position = self.log.position_of(self.following.verified).unwrap_or(self.log.base());
         self.following.answer = Some((position, true));
         self.following.trim = self.following.trim.max(trim);
-        self.follow_commit(commit.sequence.min(self.following.verified));
+        let verified = if planted(Bug::CommitUnverified) {
+            self.log.last().sequence
+        } else {
+            self.following.verified
+        };
+        self.follow_commit(commit.sequence.min(verified));
         self.tick_copy_state(out);
         self.hurry(out);
     }
@@ -144,7 +153,10 @@ impl Partition {
         // Below the base everything is committed, so every primary has the same.
         let mut verified = if predecessor.sequence < base.sequence {
             self.commit.min(predecessor.sequence)
-        } else if self.log.contains(predecessor) {
+        } else if self.log.contains(predecessor)
+            || (planted(Bug::PredecessorIgnored)
+                && predecessor.sequence <= self.log.last().sequence)
+        {
             predecessor.sequence
         } else {
             return None;
@@ -158,6 +170,7 @@ impl Partition {
             if position.sequence > base.sequence {
                 match self.log.position_of(position.sequence) {
                     Some(same) if same == position => {}
+                    Some(_) if planted(Bug::KeepDifferingRecord) => {}
                     Some(_) if position.sequence <= self.commit => {
                         self.fail(format!("the primary differs at the committed {position:?}"));
                         return Some(self.commit.min(verified));

@@ -14,6 +14,7 @@ use super::follower::{Follower, Kind, RESEND_MS, WINDOW_BYTES};
 use super::partition::{Partition, Waiting};
 use crate::frame::peer::{Header, PEER_FRAME_BYTES_TARGET, PeerWriter};
 use crate::log::Log;
+use crate::planted::{Bug, planted};
 use crate::record::Position;
 
 /// Links to other copies, as the sending side sees them.
@@ -83,7 +84,8 @@ impl Partition {
     /// Commit what everybody who counts has.
     pub(super) fn try_commit(&mut self, out: &mut Out) {
         let last = self.log.last().sequence;
-        let enough = usize::from(self.copies()) >= self.settings.min_in_sync;
+        let enough = usize::from(self.copies()) >= self.settings.min_in_sync
+            || planted(Bug::MinInSyncIgnored);
         let mut held = last;
         let mut others = false;
         for follower in self.followers.iter().filter(|follower| follower.counts()) {
@@ -133,15 +135,16 @@ impl Partition {
         now_ms: u64,
         out: &mut Out,
     ) {
-        if self.role != super::Role::Primary || header.epoch != self.epoch() {
+        if self.role != super::Role::Primary
+            || (header.epoch != self.epoch() && !planted(Bug::EpochIgnored))
+        {
             return;
         }
         let log = &self.log;
-        let Some(follower) = self
-            .followers
-            .iter_mut()
-            .find(|follower| follower.copy == copy && follower.session == header.session)
-        else {
+        let Some(follower) = self.followers.iter_mut().find(|follower| {
+            follower.copy == copy
+                && (follower.session == header.session || planted(Bug::SessionIgnored))
+        }) else {
             return;
         };
         follower.heard_ms = now_ms;

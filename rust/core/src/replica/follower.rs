@@ -5,6 +5,7 @@
 use super::effects::Out;
 use super::join::Transfer;
 use crate::log::Log;
+use crate::planted::{Bug, planted};
 use crate::record::Position;
 
 /// Most bytes of records on their way to one follower of one partition.
@@ -115,7 +116,10 @@ impl Follower {
     /// Whether a commit must wait for it.
     #[inline]
     pub fn counts(&self) -> bool {
-        self.kind != Kind::Joining || self.asked
+        if planted(Bug::TailDoesNotCount) && self.kind == Kind::Tail {
+            return false;
+        }
+        self.kind != Kind::Joining || (self.asked && !planted(Bug::AskedCopyDoesNotCount))
     }
 
     /// Take note of time: whether it counts, owes an acknowledgement and has given none for too long.

@@ -15,6 +15,7 @@ use super::ownership::Role;
 use super::partition::Partition;
 use crate::frame::peer::{ChunkEntry, ChunkWriter, Entries, Header};
 use crate::limits::SNAPSHOT_CHUNK_BYTES;
+use crate::planted::{Bug, planted};
 use crate::record::Position;
 use crate::store::KeyList;
 
@@ -50,7 +51,9 @@ impl Partition {
     /// A primary offers to begin a join.
     pub fn on_join_start(&mut self, copy: u64, header: Header, base: Position, out: &mut Out) {
         let listed = self.entry.as_ref().map_or(0, |entry| entry.session_of(self.settings.copy));
-        if self.role != Role::Joining || !self.follows(copy, header) || header.session != listed {
+        let heard =
+            self.role == Role::Joining && self.follows(copy, header) && header.session == listed;
+        if !heard && !(planted(Bug::JoinBeforeTable) && self.role != Role::Primary) {
             return;
         }
         let going_on = self.following.incomplete
@@ -80,6 +83,7 @@ impl Partition {
             let caught_up = follower.started && follower.acked >= follower.goal.max(commit);
             let kind = match follower.kind {
                 Kind::Joining if caught_up || follower.asked => ChangeKind::Tail,
+                Kind::Tail if planted(Bug::TailInSyncEarly) => ChangeKind::InSync,
                 Kind::Tail if follower.complete && follower.on_disk(disks) => ChangeKind::InSync,
                 _ => continue,
             };
@@ -212,7 +216,10 @@ impl Partition {
         let streams = transfer.streams.get_or_insert_with(|| {
             self.streams.export(self.commit, SNAPSHOT_CHUNK_BYTES).into_iter()
         });
-        let results = streams.next().unwrap_or_default();
+        let mut results = streams.next().unwrap_or_default();
+        if planted(Bug::ResultsNotInSnapshot) {
+            results.clear();
+        }
         piece.last = streams.len() == 0;
         (piece, results)
     }
@@ -261,7 +268,11 @@ impl Partition {
 
     fn merge(&mut self, entry: &ChunkEntry<'_>) {
         let ChunkEntry { map, schema, key, value, codec, version, expires_at_ms } = *entry;
-        if let Some(value) = value {
+        if let Some(value) = value
+            && planted(Bug::SnapshotResurrects)
+        {
+            self.store.put(map, schema, key, value, codec, version, expires_at_ms);
+        } else if let Some(value) = value {
             self.store.put_if_newer(map, schema, key, value, codec, version, expires_at_ms);
         } else if self.store.get(map, key).is_none_or(|known| known.version < version) {
             self.store.delete(map, key, version, true);

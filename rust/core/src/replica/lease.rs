@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::frame::reply::status;
 use crate::frame::{Reply, ReplyBuilder, ReplyFrame};
+use crate::planted::{Bug, planted};
 
 /// Until when a node without a controller may answer: for ever.
 pub const ENDLESS_MS: u64 = u64::MAX;
@@ -53,13 +54,13 @@ impl Lease {
 
     /// Whether a grant at `revision` counts here yet.
     pub fn counts(&self, revision: u64) -> bool {
-        revision <= self.applied.load(Ordering::SeqCst)
+        planted(Bug::LeaseCountsUnapplied) || revision <= self.applied.load(Ordering::SeqCst)
     }
 
     /// Whether the lease is over at `now_ms`.
     #[inline]
     pub fn is_over(&self, now_ms: u64) -> bool {
-        now_ms >= self.until_ms.load(Ordering::SeqCst)
+        !planted(Bug::LeaseIgnored) && now_ms >= self.until_ms.load(Ordering::SeqCst)
     }
 
     /// Breaks so far.

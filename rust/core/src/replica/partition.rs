@@ -19,6 +19,7 @@ use super::streams::{Kept, Streams};
 use super::turn::KeyQueues;
 use crate::frame::reply::status;
 use crate::log::Log;
+use crate::planted::{Bug, planted};
 use crate::record::{Position, RecordKind, decode_checked};
 use crate::store::{Quota, Store};
 
@@ -257,11 +258,17 @@ impl Partition {
         self.generation += 1;
         self.store.drop_tombstones();
         self.log.remove_cursor("shared");
+        if planted(Bug::NewPrimaryDropsTail) {
+            self.log.cut_after(self.commit);
+        }
         self.promoted_at = self.log.last().sequence;
         self.overlay.clear();
         for entry in self.log.iter_from(self.commit + 1) {
             let Ok(record) = decode_checked(&entry.bytes) else { continue };
             for change in record.changes() {
+                if planted(Bug::NewPrimaryServesTables) {
+                    break;
+                }
                 self.overlay.apply(entry.position, &change);
             }
             if let (Some(token), Some(reply)) = (record.token(), record.reply()) {
@@ -280,6 +287,9 @@ impl Partition {
         let revision = self.settings.revision();
         for (_, waiting) in std::mem::take(&mut self.waiting) {
             match waiting {
+                Waiting::Answer { origin, .. } if planted(Bug::DeposedSaysFailed) => {
+                    out.refuse(origin, status::NOT_PRIMARY, revision);
+                }
                 Waiting::Answer { origin, if_cut, .. } => out.refuse(origin, if_cut, revision),
                 Waiting::Ticket(ticket) => out.settled.push(-ticket),
             }
@@ -395,6 +405,7 @@ impl Partition {
             }
             RecordKind::Changes => {
                 if self.role != Role::Primary
+                    && !planted(Bug::ResultsNotOnBackups)
                     && let (Some(token), Some(reply)) = (record.token(), record.reply())
                 {
                     let kept = Kept::of(position, record.arguments_hash(), &reply);

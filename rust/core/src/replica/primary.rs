@@ -11,11 +11,12 @@ use super::ownership::Role;
 use super::partition::{Partition, Waiting, apply_change};
 use super::request::{Answer, Origin, arguments_hash, record_token};
 use super::streams::{Kept, Verdict};
-use crate::frame::reply::status;
+use crate::frame::reply::{FLAG_RECORDED, status};
 use crate::frame::request::{CODEC_MSGPACK, FLAG_IF_ABSENT};
 use crate::frame::scan::{PageBuilder, PageEntry};
 use crate::frame::{Opcode, Operation, Reply};
 use crate::key::routing_key;
+use crate::planted::{Bug, planted};
 use crate::record::{self, Change, Position, Token};
 use crate::store::{EntryRef, entry_cost};
 
@@ -60,6 +61,12 @@ impl Partition {
                 sequence: image.position.sequence,
             };
         }
+        self.committed(map, key)
+    }
+
+    /// A key as the committed records left it.
+    #[inline]
+    fn committed(&self, map: &str, key: &[u8]) -> Current<'_> {
         match self.store.get(map, key) {
             Some(entry) if !entry.tombstone => Current {
                 value: Some(entry.value),
@@ -139,7 +146,7 @@ impl Partition {
             version: current.version,
             value: if contains { &[] } else { current.value.unwrap_or_default() },
         };
-        if current.sequence == 0 {
+        if current.sequence == 0 || planted(Bug::DirtyRead) {
             out.reply(origin, &reply);
         } else {
             let answer = Answer {
@@ -147,6 +154,7 @@ impl Partition {
                 codec: reply.codec,
                 version: reply.version,
                 value: reply.value.into(),
+                recorded: false,
             };
             let sequence = current.sequence;
             self.answer_at(sequence, origin, answer, out);
@@ -189,6 +197,51 @@ impl Partition {
         self.answer_or(sequence, origin, answer, status::NOT_PRIMARY, out);
     }
 
+    /// Answer what changes nothing, after the commit of what was seen.
+    ///
+    /// An attempt that may still arrive must find this answer and not run: after a repeat the answer is
+    /// a record of its own.
+    fn answer_unchanged(
+        &mut self,
+        operation: &Operation<'_>,
+        hash: u64,
+        sequence: u64,
+        origin: Origin,
+        answer: Answer,
+        out: &mut Out,
+    ) {
+        if operation.repeats() && !planted(Bug::RefusalUnrecorded) {
+            self.answer_recorded(&record_token(operation), hash, origin, answer, out);
+        } else {
+            self.answer_at(sequence, origin, answer, out);
+        }
+    }
+
+    /// Record an answer without changes, and give it after the record's commit.
+    pub(super) fn answer_recorded(
+        &mut self,
+        token: &Token<'_>,
+        hash: u64,
+        origin: Origin,
+        mut answer: Answer,
+        out: &mut Out,
+    ) {
+        answer.recorded = true;
+        let reply = record::Reply {
+            status: answer.status,
+            flags: 0,
+            codec: answer.codec,
+            version: answer.version,
+            value: &answer.value,
+        };
+        match self.append(&[], Some(token), hash, Some(&reply), out) {
+            Err(refusal) => self.refuse(origin, refusal, out),
+            Ok(position) => {
+                self.answer_or(position.sequence, origin, answer, status::UNKNOWN, out);
+            }
+        }
+    }
+
     /// As [`Self::answer_at`], with the status for the case that the record is cut.
     pub(super) fn answer_or(
         &mut self,
@@ -198,7 +251,7 @@ impl Partition {
         if_cut: u8,
         out: &mut Out,
     ) {
-        if sequence <= self.commit {
+        if sequence <= self.commit || planted(Bug::AnswerBeforeCommit) {
             self.deliver(sequence, origin, answer, out);
         } else {
             self.wait(sequence, Waiting::Answer { origin, answer, if_cut });
@@ -226,6 +279,7 @@ impl Partition {
     ) -> bool {
         let disks = !origin.persisted || self.can_persist();
         let status = match self.streams.check(token, hash) {
+            _ if planted(Bug::TokenIgnored) => return true,
             Verdict::Fresh if disks => return true,
             Verdict::Fresh => status::DURABILITY_UNAVAILABLE,
             // Applied, and never as durable as is asked now.
@@ -236,6 +290,7 @@ impl Partition {
                     codec: kept.codec,
                     version: kept.version,
                     value: kept.value.clone(),
+                    recorded: true,
                 };
                 let sequence = kept.sequence();
                 self.answer_or(sequence, origin, answer, status::UNKNOWN, out);
@@ -274,10 +329,13 @@ impl Partition {
             self.refuse(origin, refusal, out);
             return;
         }
-        let current = self.current(operation.map, operation.key);
+        let mut current = self.current(operation.map, operation.key);
+        if planted(Bug::ConditionsIgnoreOverlay) && operation.opcode == Opcode::Put {
+            current = self.committed(operation.map, operation.key);
+        }
         if let Some(refused) = condition(operation, &current) {
             let sequence = current.sequence;
-            self.answer_at(sequence, origin, refused, out);
+            self.answer_unchanged(operation, hash, sequence, origin, refused, out);
             return;
         }
         let (map, key, schema) = (operation.map, operation.key, operation.schema);
@@ -293,7 +351,7 @@ impl Partition {
                 let Some(sum) = add(&current, operation.delta().unwrap_or(0)) else {
                     let sequence = current.sequence;
                     let answer = Answer::bare(status::WRONG_TYPE, current.version);
-                    self.answer_at(sequence, origin, answer, out);
+                    self.answer_unchanged(operation, hash, sequence, origin, answer, out);
                     return;
                 };
                 number = super::number::encode(sum);
@@ -320,7 +378,7 @@ impl Partition {
                 &Reply {
                     number: origin.number,
                     status: status::OK,
-                    flags: 0,
+                    flags: FLAG_RECORDED,
                     codec,
                     copies: self.copies(),
                     version: reply.version,
@@ -329,7 +387,8 @@ impl Partition {
             ),
             Ok(position) => {
                 let value = result.into();
-                let answer = Answer { status: status::OK, codec, version: reply.version, value };
+                let (status, version, recorded) = (status::OK, reply.version, true);
+                let answer = Answer { status, codec, version, value, recorded };
                 self.answer_or(position.sequence, origin, answer, status::UNKNOWN, out);
             }
         }
@@ -478,6 +537,7 @@ fn condition(operation: &Operation<'_>, current: &Current<'_>) -> Option<Answer>
             codec: current.codec,
             version: current.version,
             value: current.value.unwrap_or_default().into(),
+            recorded: false,
         });
     }
     (operation.opcode == Opcode::Delete && current.value.is_none())

@@ -3,7 +3,7 @@
 //! Callers: `node` makes origins out of frames, `primary` carries operations out, `turn` keeps those
 //! that queue behind a running turn.
 
-use crate::frame::request::{Chain, Opcode, Operation};
+use crate::frame::request::{Chain, FLAG_PERSISTED, FLAG_REPEAT, FLAG_TOKEN, Opcode, Operation};
 use crate::frame::{self, Reply};
 use crate::hash::hash64;
 use crate::record;
@@ -22,7 +22,7 @@ pub struct Origin {
 }
 
 /// Flags that leave a request the same one: how it is named, and how long its answer waits.
-const FLAGS_OF_ASKING: u8 = frame::request::FLAG_TOKEN | frame::request::FLAG_PERSISTED;
+const FLAGS_OF_ASKING: u8 = FLAG_TOKEN | FLAG_REPEAT | FLAG_PERSISTED;
 
 /// Hash of everything that makes another request of it; equal on every node.
 pub fn arguments_hash(operation: &Operation<'_>) -> u64 {
@@ -59,12 +59,21 @@ pub struct Answer {
     pub version: u64,
     /// Value.
     pub value: Box<[u8]>,
+    /// A record holds it: a repeat is answered the same.
+    pub recorded: bool,
 }
 
 impl Answer {
     /// An answer without a value.
     pub fn bare(status: u8, version: u64) -> Self {
-        Self { status, codec: 0, version, value: Box::default() }
+        Self { status, codec: 0, version, value: Box::default(), recorded: false }
+    }
+
+    fn flags(&self, origin: Origin) -> u8 {
+        let ok = self.status == frame::reply::status::OK;
+        let persisted = if origin.persisted && ok { frame::reply::FLAG_PERSISTED } else { 0 };
+        let recorded = if self.recorded { frame::reply::FLAG_RECORDED } else { 0 };
+        persisted | recorded
     }
 
     /// The answer as a frame carries it.
@@ -72,11 +81,7 @@ impl Answer {
         Reply {
             number: origin.number,
             status: self.status,
-            flags: if origin.persisted && self.status == frame::reply::status::OK {
-                frame::reply::FLAG_PERSISTED
-            } else {
-                0
-            },
+            flags: self.flags(origin),
             codec: self.codec,
             copies,
             version: self.version,

@@ -15,6 +15,7 @@ use hashbrown::HashMap;
 
 use crate::error::{CoreError, Result};
 use crate::limits::{PATH_BYTES_MAX, STREAM_RESULTS_MAX, VALUE_BYTES_MAX, check_size};
+use crate::planted::{Bug, planted};
 use crate::record::{Position, Reply, Token};
 
 /// Above this many streams in one partition the idle ones are forgotten.
@@ -163,7 +164,7 @@ impl Streams {
             return if same { Verdict::Known(kept) } else { Verdict::Reused };
         }
         let lowest = if token.path.is_empty() { stream.lowest } else { stream.nested_lowest };
-        if token.number < lowest {
+        if token.number < lowest && !planted(Bug::LowestIgnored) {
             Verdict::Stale
         } else if stream.direct.len() + stream.nested.len() >= STREAM_RESULTS_MAX
             && token.lowest <= lowest
@@ -179,7 +180,11 @@ impl Streams {
         let stream = self.streams.entry(token.stream).or_default();
         stream.last = stream.last.max(kept.sequence());
         stream.raise(token.lowest, !token.path.is_empty());
-        stream.insert(token.number, token.path, kept);
+        let lowest = if token.path.is_empty() { stream.lowest } else { stream.nested_lowest };
+        // A snapshot may have brought a higher one than the records that are applied after it know of.
+        if token.number >= lowest {
+            stream.insert(token.number, token.path, kept);
+        }
     }
 
     /// Take a result back whose record was cut.
@@ -391,6 +396,17 @@ mod tests {
         assert_eq!(streams.check(&token(7, 2, b"\x01\x00", 1), 5), Verdict::Known(&kept(2, 5)));
         streams.keep(&token(7, 9, b"\x01\x00", 3), kept(4, 5));
         assert_eq!(streams.check(&token(7, 2, b"\x01\x00", 1), 5), Verdict::Stale);
+    }
+
+    #[test]
+    fn a_record_older_than_the_snapshot_leaves_no_closed_result() {
+        let mut streams = Streams::new();
+        streams.keep(&token(7, 1, b"", 1), kept(1, 5));
+        streams.keep(&token(7, 4, b"", 4), kept(2, 5));
+        let mut joined = Streams::new();
+        streams.export(2, 1000).iter().for_each(|piece| joined.import(piece).expect("own bytes"));
+        joined.keep(&token(7, 1, b"", 1), kept(1, 5));
+        assert_eq!(joined.export(2, 1000), streams.export(2, 1000));
     }
 
     #[test]

@@ -25,6 +25,7 @@ use crate::limits::{
     RECORD_BYTES_MAX, RECORD_OPERATIONS_MAX, VALUE_BYTES_MAX, check_key, check_name, check_size,
     check_value,
 };
+use crate::planted::{Bug, planted};
 use crate::record::{Change, Reply, Token};
 
 /// Most requests that queue behind one routing key's turn.
@@ -58,6 +59,7 @@ pub struct TurnStart {
     /// Callers, outermost first.
     pub chain: Vec<Box<[u8]>>,
     arguments_hash: u64,
+    repeats: bool,
     origin: Origin,
 }
 
@@ -223,7 +225,7 @@ impl Partition {
         }
         let hash = arguments_hash(operation);
         if !self.is_fresh(&record_token(operation), hash, origin, out)
-            || self.keys.queue(key, operation, origin, out)
+            || (!planted(Bug::TurnsNotQueued) && self.keys.queue(key, operation, origin, out))
         {
             return;
         }
@@ -257,6 +259,7 @@ impl Partition {
             lowest: operation.token.lowest,
             chain: operation.chain.entries().map(Into::into).collect(),
             arguments_hash,
+            repeats: operation.repeats(),
             origin,
         });
     }
@@ -362,23 +365,35 @@ impl Partition {
         match *ending {
             Ending::Failed(status, value) => {
                 let codec = if value.is_empty() { 0 } else { CODEC_MSGPACK };
-                let answer = Answer { status, codec, version: 0, value: value.into() };
-                self.answer_or(buffer.barrier, origin, answer, status::UNKNOWN, out);
+                let value = value.into();
+                let answer = Answer { status, codec, version: 0, value, recorded: false };
+                self.answer_turn(turn, buffer, answer, out);
             }
             Ending::Finished(value) if value.len() > VALUE_BYTES_MAX => {
                 self.refuse(origin, Refusal(status::TOO_LARGE), out);
             }
             Ending::Finished(value) if buffer.count == 0 => {
                 let codec = CODEC_MSGPACK;
-                let answer = Answer { status: status::OK, codec, version: 0, value: value.into() };
-                // It wrote nothing; to be as durable as asked is what it has read.
-                let read = if origin.persisted { buffer.barrier.max(self.commit) } else { 0 };
-                let sequence = read.max(buffer.barrier);
-                self.answer_or(sequence, origin, answer, status::UNKNOWN, out);
+                let (status, value) = (status::OK, value.into());
+                let answer = Answer { status, codec, version: 0, value, recorded: false };
+                self.answer_turn(turn, buffer, answer, out);
             }
             Ending::Finished(value) => self.append_turn(turn, buffer, value, out),
         }
         self.next_turn(turn, now_ms, out);
+    }
+
+    /// Answer a turn that wrote nothing; see `answer_unchanged` for those that repeat.
+    fn answer_turn(&mut self, turn: &TurnStart, buffer: &Buffer, answer: Answer, out: &mut Out) {
+        let (origin, token, hash) = (turn.origin, turn.token(), turn.arguments_hash);
+        if !turn.repeats || status::is_retryable(answer.status) {
+            // It wrote nothing; to be as durable as asked is what it has read.
+            let ok = origin.persisted && answer.status == status::OK;
+            let sequence = if ok { buffer.barrier.max(self.commit) } else { buffer.barrier };
+            self.answer_or(sequence, origin, answer, status::UNKNOWN, out);
+        } else if self.is_fresh(&token, hash, origin, out) {
+            self.answer_recorded(&token, hash, origin, answer, out);
+        }
     }
 
     fn append_turn(&mut self, turn: &TurnStart, buffer: &Buffer, value: &[u8], out: &mut Out) {
@@ -392,7 +407,8 @@ impl Partition {
         match self.append(&buffer.changes(), Some(&token), hash, Some(&reply), out) {
             Err(refusal) => self.refuse(origin, refusal, out),
             Ok(position) => {
-                let answer = Answer { status: status::OK, codec, version, value: value.into() };
+                let (status, value) = (status::OK, value.into());
+                let answer = Answer { status, codec, version, value, recorded: true };
                 self.answer_or(position.sequence, origin, answer, status::UNKNOWN, out);
             }
         }

@@ -1,8 +1,8 @@
 //! Writing request frames: one operation at a time into a growing buffer, then the frame around it.
 
 use super::{
-    Chain, FLAG_TOKEN, FLAG_TTL, FLAG_VERSION, OPERATION_BYTES, Opcode, Operation, PREFIX_BYTES,
-    check_shape, read_chain, read_token,
+    Chain, FLAG_REPEAT, FLAG_TOKEN, FLAG_TTL, FLAG_VERSION, OPERATION_BYTES, Opcode, Operation,
+    PREFIX_BYTES, check_shape, read_chain, read_token,
 };
 use crate::error::{CoreError, Result};
 use crate::frame::{ENVELOPE_BYTES, KIND_REQUEST, Reader, base_for, delta_from, require, seal};
@@ -112,6 +112,11 @@ pub fn encode_operation(out: &mut Vec<u8>, head: Head, parts: &Parts<'_>) {
 pub(crate) fn readdress(operation: &mut [u8], map_index: u16, number_delta: u32) {
     operation[2..4].copy_from_slice(&map_index.to_le_bytes());
     operation[4..8].copy_from_slice(&number_delta.to_le_bytes());
+}
+
+/// Says of an encoded operation that an earlier attempt may still arrive.
+pub(crate) fn mark_repeat(operation: &mut [u8]) {
+    operation[1] |= FLAG_REPEAT;
 }
 
 /// The map index and number distance of an encoded operation, and its length; `None` when it is cut

@@ -13,7 +13,7 @@ use smallvec::SmallVec;
 pub use self::encode::{
     Head, Parts, RequestBuilder, check_parts, encode_operation, seal_request, sealed_length,
 };
-pub(crate) use self::encode::{peek, readdress};
+pub(crate) use self::encode::{mark_repeat, peek, readdress};
 use super::{Envelope, KIND_REQUEST, Reader, require};
 use crate::error::{CoreError, Result};
 use crate::limits::{
@@ -30,6 +30,9 @@ pub const FLAG_VERSION: u8 = 2;
 pub const FLAG_TOKEN: u8 = 4;
 /// Flag: put only where there is nothing. Not together with [`FLAG_VERSION`].
 pub const FLAG_IF_ABSENT: u8 = 8;
+/// Flag: it was in flight before and may still arrive from there. An answer that changes nothing is
+/// recorded too, so that the earlier attempt finds it instead of running.
+pub const FLAG_REPEAT: u8 = 32;
 /// Flag: answer only when the change is fsynced on every complete copy's own disk.
 pub const FLAG_PERSISTED: u8 = 16;
 /// Values that are bytes as the user gave them.
@@ -103,9 +106,11 @@ impl Opcode {
     #[inline]
     fn flags(self) -> u8 {
         match self {
-            Self::Put => FLAG_TTL | FLAG_VERSION | FLAG_TOKEN | FLAG_IF_ABSENT | FLAG_PERSISTED,
-            Self::Delete => FLAG_VERSION | FLAG_TOKEN | FLAG_PERSISTED,
-            Self::Incr | Self::Invoke => FLAG_TOKEN | FLAG_PERSISTED,
+            Self::Put => {
+                FLAG_TTL | FLAG_VERSION | FLAG_TOKEN | FLAG_IF_ABSENT | FLAG_REPEAT | FLAG_PERSISTED
+            }
+            Self::Delete => FLAG_VERSION | FLAG_TOKEN | FLAG_REPEAT | FLAG_PERSISTED,
+            Self::Incr | Self::Invoke => FLAG_TOKEN | FLAG_REPEAT | FLAG_PERSISTED,
             Self::Get | Self::Size | Self::Scan | Self::Contains => 0,
         }
     }
@@ -167,6 +172,12 @@ impl<'a> Operation<'a> {
         }
         let (limit, cursor) = self.value.split_first_chunk()?;
         Some((u32::from_le_bytes(*limit), cursor))
+    }
+
+    /// Whether an earlier attempt may still arrive.
+    #[inline]
+    pub fn repeats(&self) -> bool {
+        self.flags & FLAG_REPEAT != 0
     }
 
     /// Whether [`FLAG_VERSION`] is set.

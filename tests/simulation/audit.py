@@ -1,0 +1,156 @@
+"""What must be true, asked after every event, after every answer, and at the end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from spacegrid._core import Node
+from spacegrid.machine.table import State, Table
+
+from .history import Call
+
+if TYPE_CHECKING:
+    from .node import NodeProcess
+    from .run import World
+
+PRIMARY, BACKUP = 1, 2
+
+
+class Violation(Exception):
+    """Something that must never be true was; the run ends."""
+
+
+class Audit:
+    """The checkers of one run."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.commits: dict[tuple[int, int], int] = {}
+        self._known: dict[tuple[int, int], tuple[int, int]] = {}
+        self.lost: set[int] = set()
+        self.acknowledged = 0
+
+    def violation(self, what: str) -> None:
+        """Report what must not be."""
+        raise Violation(f"at {self.world.schedule.now_us / 1e6:.6f} s: {what}")
+
+    def event(self, core: Node) -> None:
+        """After each event of a node: its invariants."""
+        core.check()
+
+    def committed(self, incarnation: int, core: Node) -> None:
+        """Before a node says anything: what it calls committed is the same everywhere."""
+        for row in core.roles():
+            partition, role, _, _, epoch, sequence, _, _ = row
+            if role not in (PRIMARY, BACKUP) or not sequence:
+                continue
+            key = (incarnation, partition)
+            if self._known.get(key) == (epoch, sequence):
+                continue
+            self._known[key] = (epoch, sequence)
+            known = self.commits.setdefault((partition, sequence), epoch)
+            if known != epoch and partition not in self.lost:
+                self.violation(
+                    f"partition {partition} has ({epoch}, {sequence}) committed at "
+                    f"{incarnation} and ({known}, {sequence}) elsewhere"
+                )
+
+    def primaries(self) -> None:
+        """At this instant at most one node may answer for a partition: primary, under a lease."""
+        claims: dict[int, int] = {}
+        for process in self.world.running():
+            core, table = process.core, process.table
+            if core is None or table is None or not process.may_answer():
+                continue
+            for partition, role, epoch, *_ in core.roles():
+                if role != PRIMARY or table.entries[partition].target:
+                    continue
+                other = claims.setdefault(partition, process.incarnation)
+                if other != process.incarnation:
+                    self.violation(
+                        f"{other} and {process.incarnation} (epoch {epoch}) may both answer for "
+                        f"partition {partition}"
+                    )
+
+    def table_written(self, before: Table, after: Table) -> None:
+        """After each write of the table: what it gives up must be gone."""
+        for old, new in zip(before.entries, after.entries, strict=True):
+            if old is new:
+                continue
+            self.world.schedule.trace(f"entry {new}")
+            if new.state is State.LOST and old.state is not State.LOST:
+                self.lost.add(new.partition)
+                self.world.lost_said(old, new)
+
+    def answered(self, call: Call, copies: int) -> None:
+        """After each definite answer."""
+        self.acknowledged += 1
+        if not copies and call.status == 0:
+            self.violation(f"acknowledged with {copies} copies: {call}")
+
+    def said_lost(self, call: Call) -> None:
+        """A client was told that its partition is lost."""
+        if not self.lost:
+            self.violation(f"lost was said while nothing is: {call}")
+
+    def settled(self) -> str:
+        """Empty when everything is served and in its place; else what is not."""
+        world = self.world
+        table = world.coordination.state.table
+        live = {process.incarnation: process for process in world.running()}
+        for entry in table.entries:
+            if entry.state is State.LOST and entry.partition in self.lost:
+                continue
+            if entry.state is not State.OK:
+                return f"not served: {entry}"
+            if len(entry.in_sync) < min(table.copies, len(live)) or entry.joining or entry.tails:
+                return f"short of copies: {entry}"
+            if entry.target or any(copy not in live for copy in entry.in_sync):
+                return f"on its way: {entry}"
+        for process in live.values():
+            core = process.core
+            if core is None or core.revision != table.revision:
+                return f"{process.incarnation} does not know the table"
+            if not core.idle():
+                return f"{process.incarnation} is not idle"
+        return self._positions(table, live)
+
+    def _positions(self, table: Table, live: dict[int, NodeProcess]) -> str:
+        for entry in table.entries:
+            if entry.state is not State.OK:
+                continue
+            commits = set()
+            for copy in entry.in_sync:
+                rows = {row[0]: row for row in live[copy].core.roles()}  # type: ignore[union-attr]
+                row = rows.get(entry.partition)
+                if row is None or row[1] != (PRIMARY if copy == entry.primary else BACKUP):
+                    return f"{copy} is not what the table says: {entry}, {row}"
+                commits.add(row[4:6])
+            if len(commits) != 1:
+                return f"copies are at {commits}: {entry}"
+        return ""
+
+    def replicas_equal(self) -> None:
+        """At the end: every copy of a partition holds the same entries and request results."""
+        world = self.world
+        live = {process.incarnation: process for process in world.running()}
+        for entry in world.coordination.state.table.entries:
+            if entry.state is not State.OK:
+                continue
+            first = _image(live[entry.primary].core, entry.partition)
+            for copy in entry.in_sync:
+                image = _image(live[copy].core, entry.partition)
+                for what, here, there in zip(
+                    ("position", "entries", "results"), first, image, strict=True
+                ):
+                    if here != there:
+                        self.violation(
+                            f"{what} differ between {entry.primary} and {copy}: {entry}\n"
+                            f"  {here!r:.2000}\n  {there!r:.2000}"
+                        )
+
+
+def _image(core: Any, partition: int) -> tuple[Any, ...]:
+    position, entries, after = core.snapshot(partition, b"", 1 << 30)
+    assert not after
+    return position, tuple(sorted(entries)), core.streams(partition)

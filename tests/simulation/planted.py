@@ -1,0 +1,158 @@
+"""Bugs on purpose: each breaks one rule, and the simulator must find every one of them.
+
+Those of the core are compiled in by the cargo feature `planted` only, in an extension of their own
+that `make sim-mutants` builds (rust/core/src/planted.rs). Those of the machines replace a rule's
+function here, so that the product's code knows nothing of them. A process plants at most one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+from spacegrid.coordinator import WriteResult
+from spacegrid.coordinator.authority import Authority
+from spacegrid.machine import controller, liveness, survival
+from spacegrid.machine import leases as lease_rules
+from spacegrid.machine.draft import Draft
+from spacegrid.machine.events import Change, HeartbeatAnswer, TakeLease
+from spacegrid.machine.table import PartitionEntry
+
+#: Name to the rule it leaves out; a star marks the rules that PROTOCOL.md marks.
+CORE = {
+    "predecessor-ignored": "* an append must follow the receiver's own log",
+    "keep-differing-record": "* where logs differ the receiver cuts back to where they agree",
+    "asked-copy-does-not-count": "* a change request under way counts for a commit",
+    "min-in-sync-ignored": "* a commit needs min_in_sync at commit, not only at admission",
+    "join-before-table": "* a copy wipes its data only after it has read the join in the table",
+    "tail-does-not-count": "every tail must have a record before it commits",
+    "commit-unverified": "a commit position counts for the prefix verified in this epoch",
+    "ack-what-is-not-verified": "a follower acknowledges what was verified in this epoch",
+    "epoch-ignored": "messages of another epoch or of another primary mean nothing",
+    "session-ignored": "messages of another session of a join mean nothing",
+    "answer-before-commit": "an answer leaves after the commit of what it is computed from",
+    "dirty-read": "a read of what is not committed waits",
+    "conditions-ignore-overlay": "conditions look at uncommitted records first",
+    "deposed-says-failed": "a deposed primary says unknown of what it had not committed",
+    "new-primary-drops-tail": "a new primary commits its whole tail",
+    "new-primary-serves-tables": "a new primary answers from its tail too",
+    "token-ignored": "a request that was carried out is not run again",
+    "results-not-on-backups": "results of requests are on the backups",
+    "results-not-in-snapshot": "results of requests are in a snapshot",
+    "lowest-ignored": "a request below the lowest open number is stale",
+    "refusal-unrecorded": "what a repeated request is answered is recorded",
+    "snapshot-resurrects": "an entry of a snapshot never replaces what is newer",
+    "tail-in-sync-early": "a tail is in sync only when its snapshot is complete",
+    "turns-not-queued": "one turn at a time per routing key",
+    "lease-ignored": "an answer leaves under a valid lease only",
+    "lease-counts-unapplied": "a lease counts once its table revision is applied",
+}
+
+
+def _former_outlives_its_tail(
+    draft: Draft, entry: PartitionEntry, in_sync: tuple[int, ...], _tails: bool
+) -> tuple[int, ...]:
+    if len(in_sync) >= draft.table.min_in_sync:
+        return ()
+    known = (*entry.former, *entry.in_sync)
+    return tuple(copy for copy in dict.fromkeys(known) if copy not in in_sync)
+
+
+def _former_is_kept() -> None:
+    survival._former = _former_outlives_its_tail
+
+
+def _any_version() -> None:
+    apply = controller._apply_change
+
+    def loose(draft: Draft, sender: int, change: Change) -> bool:
+        if not 0 <= change.partition < draft.table.partition_count:
+            return False
+        base = draft.table.entries[change.partition]
+        fresh = msgspec.structs.replace(change, epoch=base.epoch, version=base.version)
+        return apply(draft, 0, fresh)
+
+    controller._apply_change = loose
+
+
+def _term_ignored() -> None:
+    write = Authority.write
+
+    def loose(self: Authority, _term: int, revision: int, entries: Any) -> WriteResult:
+        return write(self, self.state.term, revision, entries)
+
+    Authority.write = loose  # type: ignore[method-assign]
+
+
+def _revision_ignored() -> None:
+    write = Authority.write
+
+    def loose(self: Authority, term: int, _revision: int, entries: Any) -> WriteResult:
+        now = self.state.table.entries
+        later = [
+            msgspec.structs.replace(
+                entry,
+                version=max(entry.version, now[entry.partition].version + 1),
+                epoch=max(entry.epoch, now[entry.partition].epoch),
+            )
+            for entry in entries
+        ]
+        return write(self, term, self.state.table.revision, later)
+
+    Authority.write = loose  # type: ignore[method-assign]
+
+
+def _depose_under_lease() -> None:
+    liveness.Liveness.answers_until_ms = lambda self, copy: 0  # type: ignore[method-assign]
+
+
+def _fresh_controller_does_not_wait() -> None:
+    liveness.FRESH_WAIT_MS = 0  # type: ignore[misc]
+
+
+def _lease_from_its_answer() -> None:
+    def answered(self: Any, answer: HeartbeatAnswer) -> list[TakeLease]:
+        if not answer.granted:
+            return []
+        # As if it began when the answer came, however long that took.
+        return [TakeLease(answer.revision, self.now_ms() + lease_rules.LEASE_MS)]
+
+    lease_rules.LeaseHolder.answered = answered  # type: ignore[method-assign]
+
+
+MACHINES: dict[str, tuple[str, Callable[[], None]]] = {
+    "former-outlives-its-tail": (
+        "* former is cleared when the last tail is removed",
+        _former_is_kept,
+    ),
+    "any-version": ("a request for a change names the entry it is about", _any_version),
+    "term-ignored": ("only the current term writes the table", _term_ignored),
+    "revision-ignored": ("a write is decided at the table's revision", _revision_ignored),
+    "depose-under-lease": ("a primary is deposed when its lease is over", _depose_under_lease),
+    "fresh-controller-does-not-wait": (
+        "a fresh controller waits for the leases of the one before",
+        _fresh_controller_does_not_wait,
+    ),
+}
+
+NAMES = (*CORE, *MACHINES)
+
+
+def rule(name: str) -> str:
+    """The rule that a bug leaves out."""
+    return CORE[name] if name in CORE else MACHINES[name][0]
+
+
+def plant(name: str) -> None:
+    """Switch one bug on for the rest of this process.
+
+    Raises:
+        AttributeError: A bug of the core, and this extension was not built with them.
+    """
+    if name in MACHINES:
+        MACHINES[name][1]()
+        return
+    from spacegrid import _core
+
+    _core.plant(name)  # type: ignore[attr-defined]
