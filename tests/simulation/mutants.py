@@ -26,13 +26,13 @@ def load_core(extension: Path) -> None:
     sys.modules["spacegrid._core"] = module
 
 
-def hunt(name: str, extension: Path, seeds: int) -> tuple[str, int, int, str, float]:
+def hunt(job: tuple[str, Path, int]) -> tuple[str, int, str, float]:
     """Run seeds with one bug planted.
 
     Returns:
-        Its name, the seeds it took (0: not found), the seed that found it, what was found, and the
-        seconds.
+        Its name, the seeds it took (0: not found), what was found, and the seconds.
     """
+    name, extension, seeds = job
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115  a panic is a finding, not a message
     os.dup2(sys.stderr.fileno(), 2)
     load_core(extension)
@@ -44,8 +44,8 @@ def hunt(name: str, extension: Path, seeds: int) -> tuple[str, int, int, str, fl
     for seed in range(1, seeds + 1):
         result = run(seed)
         if not result.ok:
-            return name, seed, seed, result.problem, time.perf_counter() - began
-    return name, 0, 0, "", time.perf_counter() - began
+            return name, seed, result.problem, time.perf_counter() - began
+    return name, 0, "", time.perf_counter() - began
 
 
 def main() -> int:
@@ -62,11 +62,9 @@ def main() -> int:
     found: dict[str, dict[str, object]] = {}
     pool = multiprocessing.get_context("spawn").Pool(os.cpu_count(), maxtasksperchild=1)
     with pool:
-        jobs = [
-            pool.apply_async(hunt, (name, arguments.extension, arguments.seeds)) for name in names
-        ]
-        for done, job in enumerate(jobs, 1):
-            name, seeds, _, problem, seconds = job.get()
+        jobs = [(name, arguments.extension, arguments.seeds) for name in names]
+        results = pool.imap_unordered(hunt, jobs, chunksize=1)
+        for done, (name, seeds, problem, seconds) in enumerate(results, 1):
             found[name] = {
                 "rule": planted.rule(name),
                 "seeds": seeds,

@@ -120,7 +120,7 @@ def test_a_crash_loses_nothing_and_is_over_within_a_second() -> None:
     stage.judged()
 
 
-def test_a_cut_off_pair_of_primary_and_backup_acknowledges_nothing_for_long() -> None:
+def test_f14_a_cut_off_pair_of_primary_and_backup_acknowledges_nothing_for_long() -> None:
     stage = Stage(nodes=5)
     primary, backup = stage.primary, stage.backup
     stage.cut_off(primary, backup)
@@ -136,7 +136,7 @@ def test_a_cut_off_pair_of_primary_and_backup_acknowledges_nothing_for_long() ->
     stage.judged()
 
 
-def test_a_paused_primary_that_was_replaced_answers_nothing_of_before() -> None:
+def test_f28_a_paused_primary_that_was_replaced_answers_nothing_of_before() -> None:
     stage = Stage()
     zombie = stage.primary
     zombie.pause(stale=True)

@@ -16,7 +16,7 @@ SAME = 11
 
 
 @pytest.mark.parametrize("first", range(1, 41, 8))
-def test_seeds(first: int) -> None:
+def test_f12_seeds_with_cuts_of_every_kind(first: int) -> None:
     problems = [
         f"seed {seed}: {result.problem}\nagain: make sim SEED={seed}"
         for seed in range(first, first + 8)

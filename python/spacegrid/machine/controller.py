@@ -65,6 +65,8 @@ __all__ = ["READMIT_WAIT_MS", "STORY_MAX", "Controller", "ControllerConfig", "St
 
 #: A copy that a primary could not reach is not taken in again by that primary for this long.
 READMIT_WAIT_MS = 5_000
+#: A write that was refused or not answered is followed by another look after this long.
+LOOK_AGAIN_MS = 200
 #: Changes of one partition that are remembered for debugging.
 STORY_MAX = 16
 
@@ -116,6 +118,7 @@ class Controller:
         self._observed: Table | None = None
         #: A write was refused: nothing is decided until a table was seen.
         self._blind = False
+        self._blind_since_ms = 0
         self._goal: dict[int, Goal] | None = None
         self._goal_nodes: tuple[int, ...] = ()
         self._placement_since_ms: int | None = None
@@ -188,6 +191,7 @@ class Controller:
         effects: list[Effect] = list(self._handlers[type(event)](event, now_ms) or ())
         if not self._active:
             return effects
+        effects += self._look_again(now_ms)
         if self.config.leases:
             effects += self._term.read(now_ms)
             self._take_standing()
@@ -205,6 +209,8 @@ class Controller:
         if self.config.leases:
             due = [self._term.next_due_ms(), self._liveness.next_look_ms()]
         busy = self._blind or self._stopping or self._in_flight is not None
+        if self._blind and not self._stopping and self._in_flight is None:
+            due.append(self._blind_since_ms + LOOK_AGAIN_MS)
         if not busy and self._placement_since_ms is not None:
             due.append(self._placement_since_ms + self.config.placement_wait_ms)
         return min(due, default=None)
@@ -231,6 +237,7 @@ class Controller:
         self._active, self._dirty = True, True
         self._term.begin(event.term, now_ms)
         self._in_flight, self._observed, self._blind = None, None, False
+        self._blind_since_ms = now_ms
         self._pending.clear()
         self._goal = None
         self._placement_since_ms = None
@@ -291,23 +298,29 @@ class Controller:
     def _on_confirm_failed(self, event: ConfirmFailed, _now_ms: int) -> None:
         self._term.failed(event.number)
 
-    def _on_write_done(self, event: WriteDone, _now_ms: int) -> None:
+    def _on_write_done(self, event: WriteDone, now_ms: int) -> None:
         write, self._in_flight = self._in_flight, None
         if write is None or self._table is None:
             return
+        if event.revision <= write.expected_revision:
+            # The late answer to a write of an earlier term of this node.
+            self._in_flight = write
+            return
         self._dirty = True
+        # It was written onto what is known here, so nothing else was written meanwhile.
+        self._blind = False
         table = self._table.apply(event.revision, write.entries, stopped=False)
         if event.revision != write.expected_revision + 1:
             # Somebody else wrote as well: the next table seen tells what.
-            self._blind = True
+            self._become_blind(now_ms)
         self._newest = True
         self._set_table(table)
         self._adopt_observed()
 
-    def _on_write_refused(self, _event: WriteRefused, _now_ms: int) -> None:
+    def _on_write_refused(self, _event: WriteRefused, now_ms: int) -> None:
         if self._in_flight is not None:
             self._in_flight = None
-            self._blind = True
+            self._become_blind(now_ms)
             self._goal = None
             self._adopt_observed()
 
@@ -327,6 +340,23 @@ class Controller:
     def _on_ticked(self, _event: Ticked, now_ms: int) -> None:
         if self._active and self.config.leases:
             self._liveness.look(now_ms)
+
+    def _become_blind(self, now_ms: int) -> None:
+        self._blind, self._blind_since_ms = True, now_ms
+
+    def _look_again(self, now_ms: int) -> list[Effect]:
+        """Blind for a while: what was not answered may never have been written, and no news comes.
+
+        An empty write onto the table that is known tells: accepted, nothing else was written and
+        nothing that is under way can be any more; refused, the coordinator has a newer one to tell.
+        """
+        table = self._table
+        if not self._blind or self._stopping or self._in_flight is not None or table is None:
+            return []
+        if now_ms < self._blind_since_ms + LOOK_AGAIN_MS:
+            return []
+        self._in_flight = WriteTable(self._term.number, table.revision, ())
+        return [self._in_flight]
 
     def _take_standing(self) -> None:
         """Take over who is suspected, where that changed."""

@@ -50,7 +50,7 @@ def remove(draft: Draft, entry: PartitionEntry, copy: int) -> bool:
     """The primary goes on without a copy that it can't reach; whether there was one to remove."""
     if copy == entry.primary or copy not in entry.members():
         return False
-    # Only that copy: the primary that asks may be suspected itself, and is not removed by its own word.
+    # Only that copy: the primary that asks may be suspected too, and does not remove itself.
     _keep(draft, entry, frozenset(entry.members()) - {copy})
     return True
 

@@ -290,11 +290,17 @@ class Table(msgspec.Struct, frozen=True):
         return tuple(entry.primary for entry in self.entries)
 
     def names(self, copy: int) -> bool:
-        """Whether the copy holds or receives data of a partition that is served.
+        """Whether the copy holds or receives data that the cluster counts on.
 
-        A node that drains can leave once it does not.
+        That is a partition that is served, or one that is not and that this copy may be the last
+        complete one of, a former copy included. A node that drains can leave once it does not.
         """
-        return any(entry.names(copy) for entry in self.entries if entry.state is State.OK)
+        return any(
+            entry.names(copy)
+            if entry.state is State.OK
+            else entry.state is not State.LOST and copy in (*entry.in_sync, *entry.former)
+            for entry in self.entries
+        )
 
     def counts(self) -> TableCounts:
         """Primaries and copies of each node, and what is not as it should be."""

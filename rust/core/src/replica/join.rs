@@ -53,7 +53,8 @@ impl Partition {
         let listed = self.entry.as_ref().map_or(0, |entry| entry.session_of(self.settings.copy));
         let heard =
             self.role == Role::Joining && self.follows(copy, header) && header.session == listed;
-        if !heard && !(planted(Bug::JoinBeforeTable) && self.role != Role::Primary) {
+        let unheard = planted(Bug::JoinBeforeTable) && self.role != Role::Primary;
+        if !heard && !unheard {
             return;
         }
         let going_on = self.following.incomplete
