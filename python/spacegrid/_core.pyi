@@ -633,6 +633,10 @@ class Node:
     def roles(self) -> list[Role]:
         """One row per partition that this node holds a copy of."""
 
+    def log_ends(self) -> list[tuple[int, int, int]]:
+        """(partition, epoch, sequence) of the last record of every copy held here, committed or
+        not; for tests."""
+
     def check(self) -> None:
         """Assert every invariant of every partition, for tests; a broken one panics.
 

@@ -48,11 +48,34 @@ class Audit:
             if self._known.get(key) == (epoch, sequence):
                 continue
             self._known[key] = (epoch, sequence)
+            if role == PRIMARY:
+                self._held_by_all(incarnation, row)
             known = self.commits.setdefault((partition, sequence), epoch)
             if known != epoch and partition not in self.lost:
                 self.violation(
                     f"partition {partition} has ({epoch}, {sequence}) committed at "
                     f"{incarnation} and ({known}, {sequence}) elsewhere"
+                )
+
+    def _held_by_all(self, incarnation: int, row: tuple[int, ...]) -> None:
+        """What a primary commits is with every copy that counts, as the table has it by now.
+
+        A copy that the primary has asked to be counted counts from the asking, so the newest table
+        of this epoch never names one that the primary need not have waited for.
+        """
+        partition, _, epoch, _, _, sequence, *_ = row
+        entry = self.world.coordination.state.table.entries[partition]
+        if entry.epoch != epoch or entry.primary != incarnation:
+            return
+        for copy in (*entry.in_sync, *(tail.copy for tail in entry.tails)):
+            process = self.world.processes.get(copy)
+            if copy == incarnation or process is None or process.dead or process.core is None:
+                continue
+            ends = {end[0]: end[2] for end in process.core.log_ends()}
+            if ends.get(partition, 0) < sequence:
+                self.violation(
+                    f"{incarnation} committed ({epoch}, {sequence}) of partition {partition}, "
+                    f"which {copy} has only up to {ends.get(partition)}: {entry}"
                 )
 
     def primaries(self) -> None:

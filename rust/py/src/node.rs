@@ -514,6 +514,15 @@ impl Node {
         )
     }
 
+    fn log_ends(&self) -> Vec<(u32, u32, u64)> {
+        let held = |index: u32| {
+            let partition = self.core.partition(index)?;
+            let last = partition.log().last();
+            (partition.role() != Role::None).then_some((index, last.epoch, last.sequence))
+        };
+        (0..self.core.settings().partition_count).filter_map(held).collect()
+    }
+
     fn check(&self, py: Python<'_>) {
         py.detach(|| self.core.check());
     }
