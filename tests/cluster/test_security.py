@@ -384,8 +384,9 @@ async def test_a_stream_that_is_open_ends_with_its_token(cluster: LocalCluster) 
         await entries.put("a", 1)
         tokens.remove(cluster.secrets.tokens, "streaming")
         wait_for(lambda: let_in(cluster, made) == {False}, "the token to be refused")
-        with pytest.raises(errors.SpaceGridError):
+        with pytest.raises(errors.DeadlineExceeded) as unknown:
             await entries.put("a", 2)
+        assert isinstance(unknown.value.reason, errors.AuthenticationFailed)
     with spacegrid.connect_sync(*cluster.addresses, **cluster.connection) as grid:
         assert grid.map("streaming", key=str, value=int).get("a") == 1
 

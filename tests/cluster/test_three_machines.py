@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from machines import Machines
+from spacegrid.testing.etcd import program
 
 PAGE = Path(__file__).parents[2] / "docs" / "guide" / "three-machines.md"
 EACH = (1, 2, 3)
@@ -61,7 +62,7 @@ def until(machines: Machines, script: str, what: str, timeout_s: float = 60.0) -
 
 @pytest.mark.timeout(240)
 def test_every_command_of_the_walk_does_what_it_says(tmp_path: Path) -> None:
-    with Machines(tmp_path) as machines:
+    with Machines(tmp_path, str(Path(program("etcd")).resolve())) as machines:
         walk(machines)
 
 

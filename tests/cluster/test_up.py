@@ -95,6 +95,35 @@ def test_nodes_are_killed_restarted_by_hand_and_stopped_with_their_data(tmp_path
         end(third)
 
 
+def test_up_with_tls_makes_what_clients_need_and_keeps_it(tmp_path: Path) -> None:
+    alone = ("up", "--nodes", "1", "--copies", "1", "--port", "0", "--partitions", "8")
+    made = []
+    for start in range(2):
+        process = spacegrid_command(*alone, "--data", "space", "--tls", "--json", cwd=tmp_path)
+        try:
+            node, secrets = events(process, 2)
+            made.append((Path(secrets["tls_ca"]).read_text(), secrets["token_file"]))
+            environment = {
+                **os.environ,
+                "SPACEGRID_TLS_CA": secrets["tls_ca"],
+                "SPACEGRID_TOKEN_FILE": secrets["token_file"],
+            }
+            verb = ("get", "m", "k") if start else ("put", "m", "k", "7")
+            done = subprocess.run(
+                [sys.executable, "-m", "spacegrid", *verb, "--at", node["address"]],
+                capture_output=True,
+                text=True,
+                env=environment,
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.strip() == ("7" if start else "")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(60) == 0
+        finally:
+            end(process)
+    assert made[0] == made[1]
+
+
 def test_nodes_stop_by_themselves_when_the_parent_is_killed(tmp_path: Path) -> None:
     parent = up(tmp_path)
     try:

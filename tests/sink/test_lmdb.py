@@ -36,6 +36,13 @@ def make_sink(tmp_path: Path):
         sink.close()
 
 
+def test_files_are_their_owners_alone(make_sink) -> None:
+    sink = make_sink()
+    sink.open()
+    for name in ("data.mdb", "lock.mdb"):
+        assert (sink.folder / name).stat().st_mode & 0o777 == 0o600, name
+
+
 def stored(folder: Path) -> dict[tuple[int, str, bytes], bytes]:
     """Read a store by docs/LMDB.md, without the sink's own code."""
     copy = folder.parent / "copy"  # one process opens a store once

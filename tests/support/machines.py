@@ -17,8 +17,6 @@ import sys
 from pathlib import Path
 from typing import Final, Self
 
-from etcd import BIN as ETCD_BIN
-
 ROOT: Final = Path(__file__).parents[2]
 SYSTEM_PATHS: Final = ("/etc/spacegrid", "/etc/systemd", "/etc/default", "/var/lib", "/opt")
 PORTS: Final = (7700, 2379, 2380)
@@ -33,8 +31,13 @@ _SHIMS: Final = {
     "spacegrid": 'exec "$PYTHON" -m spacegrid "$@"',
     "python3": 'mkdir -p "$3/bin"; cp "$SHIMS/spacegrid" "$SHIMS/pip" "$3/bin/"',
     "pip": "exit 0",
-    "scp": 'exec "$REAL_PYTHON" "$MACHINES" scp "$@"',
-    "systemctl": 'exec "$REAL_PYTHON" "$MACHINES" systemctl "$@"',
+    "scp": (
+        '[ "$1" = -r ] && shift\n'
+        "target=${!#}; into=$MACHINES_FOLDER/${target%%:*}${target#*:}\n"
+        'mkdir -p "$(dirname "$into.")"\n'
+        'cp -rL "${@:1:$#-1}" "$into"'
+    ),
+    "systemctl": 'exec "$PYTHON" -S "$MACHINES" "$@"',
 }
 
 
@@ -53,8 +56,9 @@ def free_ports(count: int) -> list[int]:
 class Machines:
     """Three machines and the operator's own, under one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, etcd: str) -> None:
         self.folder = folder
+        self._etcd = etcd
         self.own = folder / "own"
         self.ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
         self._shims = folder / "shims"
@@ -116,7 +120,7 @@ class Machines:
             "PATH": f"{self._shims}:{os.environ['PATH']}",
             "SHIMS": str(self._shims),
             "PYTHON": sys.executable,
-            "REAL_PYTHON": sys.executable,
+            "ETCD_PROGRAM": self._etcd,
             "MACHINES": __file__,
             "MACHINES_FOLDER": str(self.folder),
             "MACHINE_ROOT": str(self.own if machine is None else self.root(machine)),
@@ -135,17 +139,7 @@ def with_pid(file: Path, number: signal.Signals) -> None:
         return
 
 
-# ---- stand-ins, run as programs
-
-
-def scp(arguments: list[str]) -> None:
-    """`scp [-r] FILE... HOST:PATH` to a folder that is a machine."""
-    *sources, target = [word for word in arguments if word != "-r"]
-    host, _, path = target.partition(":")
-    into = Path(os.environ["MACHINES_FOLDER"]) / host / path.lstrip("/")
-    folder = into if path.endswith("/") else into.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["cp", "-rL", *sources, str(into)], check=True)
+# ---- the stand-in for systemctl, run as a program
 
 
 def systemctl(arguments: list[str]) -> None:
@@ -166,7 +160,7 @@ def start(root: Path, unit: str) -> None:
     run.mkdir(exist_ok=True)
     template, _, instance = unit.partition("@")
     if template == "etcd":
-        words = [str(ETCD_BIN / "etcd")]
+        words = [os.environ["ETCD_PROGRAM"]]
         environment = etcd_environment(root)
     else:
         text = (root / "etc/systemd/system" / f"{template}@.service").read_text()
@@ -213,4 +207,4 @@ def etcd_environment(root: Path) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    {"scp": scp, "systemctl": systemctl}[sys.argv[1]](sys.argv[2:])
+    systemctl(sys.argv[1:])

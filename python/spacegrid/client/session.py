@@ -115,6 +115,8 @@ class Session:
         self._state = "not open"
         self._deadlines = 0
         self._released: deque[int] = deque()
+        # Why nodes don't let this client in any more, where that is what they last said.
+        self._refused: errors.AccessError | None = None
         self._values: dict[int, ValueCodec[Any]] = {}
         self._names: dict[int, str] = {}
         self._request_numbers = 0
@@ -460,8 +462,12 @@ class Session:
     async def _ask(self, address: str) -> Routes | None:
         try:
             routes = await self._transport.routes(address, ROUTES_TIMEOUT_S)
+        except errors.AccessError as error:
+            self._refused = error
+            return None
         except errors.SpaceGridError:
             return None
+        self._refused = None
         return routes if len(routes.primaries) == self.partition_count else None
 
     def _leave_deposed(self) -> None:
@@ -586,6 +592,10 @@ class Session:
 
             request_id = format_request_id(self.core.stream, number)
             unknown = Unknown(number, request_id, self._released, send)
-        return failure_of(
+        error = failure_of(
             status, value, version, what, partition, expected_version=expected, unknown=unknown
         )
+        if self._refused is not None and isinstance(error, errors.DeadlineExceeded):
+            error.reason = self._refused
+            return error if error.maybe_applied else self._refused
+        return error
