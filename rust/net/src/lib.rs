@@ -22,7 +22,7 @@ mod sending;
 mod status;
 mod tls;
 
-pub use client::ClientLink;
+pub use client::{ClientLink, Down};
 pub use events::{Batch, Events, Note};
 pub use links::Peer;
 pub use message::{Envelope, Hello, Messages};
