@@ -1,4 +1,4 @@
-"""Clients over gRPC: one stream of frames per node for asyncio, one per frame under way for threads.
+"""Clients over gRPC: a stream of frames per node for asyncio, one per frame under way for threads.
 
 Frames travel over links of our own (`link`, `sockets`), which speak the same proto; what is asked
 once (a request stream, routes) is a call of grpcio's. The asyncio half is used on one loop: gRPC's
