@@ -415,6 +415,14 @@ class FrameLink:
     def down(self) -> str | None:
         """Why the link has ended; None while it has not."""
 
+    @property
+    def refused(self) -> bool:
+        """Whether the node did not let the stream in, so that it has taken no frame of it."""
+
+    @property
+    def status(self) -> int | None:
+        """The gRPC status that the node ended it with; None where there was none."""
+
 @final
 class Node:
     """The data plane of one node: every copy of a partition that it holds.

@@ -1,8 +1,8 @@
-"""Clients over gRPC: one stream of frames per node for asyncio, one exchange per frame for threads.
+"""Clients over gRPC: a stream of frames per node for asyncio, one per frame under way for threads.
 
-Frames of an asyncio client travel over links of our own (`link`), which speak the same proto; what
-is asked once (a request stream, routes) is a call of grpcio's. The asyncio half is used on one
-loop: gRPC's asyncio objects belong to the loop that made them.
+Frames travel over links of our own (`link`, `sockets`), which speak the same proto; what is asked
+once (a request stream, routes) is a call of grpcio's. The asyncio half is used on one loop: gRPC's
+asyncio objects belong to the loop that made them.
 
 Who calls: client (through `base`'s protocols).
 """
@@ -16,6 +16,7 @@ from typing import Final
 import grpc
 import grpc.aio
 
+from spacegrid.clock import monotonic_s
 from spacegrid.errors import ConnectionFailed, ProtocolError, SpaceGridError, TooLarge
 from spacegrid.security.client import PLAIN, ClientSecurity
 from spacegrid.transport.base import (
@@ -28,12 +29,14 @@ from spacegrid.transport.base import (
 )
 from spacegrid.transport.channel import PROTOCOL_VERSION, access_error, aio_channel, channel
 from spacegrid.transport.link import StreamLink
+from spacegrid.transport.sockets import LinkBroken, SocketLink, SocketLinks
 from spacegrid.v1 import data_pb2, data_pb2_grpc
 
 __all__ = ["GrpcBlockingTransport", "GrpcClientTransport", "routes_of"]
 
-_NEVER_SENT: Final = "failed to connect"
-"""How gRPC begins the details of a call that found no connection to be sent on."""
+
+_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+"""gRPC statuses by their numbers on the wire."""
 _TOO_LARGE: Final = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
 _REFUSED: Final = (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.UNIMPLEMENTED)
 
@@ -135,10 +138,11 @@ class GrpcClientTransport:
 
 
 class GrpcBlockingTransport:
-    """gRPC for threads: grpcio's synchronous stack, no loop and no thread of ours."""
+    """gRPC for threads: links of the threads' own, and grpcio's synchronous stack for calls."""
 
     def __init__(self, security: ClientSecurity = PLAIN) -> None:
         self._security = security
+        self._links = SocketLinks(security)
         self._lock = threading.Lock()
         self._channels: dict[str, tuple[grpc.Channel, data_pb2_grpc.DataStub]] = {}
 
@@ -175,49 +179,52 @@ class GrpcBlockingTransport:
         self, frames: Sequence[tuple[str, bytes]], timeout_s: float
     ) -> list[list[bytes] | ExchangeFailed]:
         """Send frames, each to its address, together; see `base.BlockingTransport`."""
-        metadata = self._security.metadata
-        if len(frames) == 1:
-            address, frame = frames[0]
-            try:
-                reply = self._stub(address).Exchange(
-                    data_pb2.Frame(data=frame), timeout=timeout_s, metadata=metadata
-                )
-            except grpc.RpcError as error:
-                return [_failed(address, error)]
-            return [[reply.data]]
-        calls = [
-            (
-                address,
-                self._stub(address).Exchange.future(
-                    data_pb2.Frame(data=frame), timeout=timeout_s, metadata=metadata
-                ),
-            )
-            for address, frame in frames
+        until = monotonic_s() + timeout_s
+        sent = [self._send(address, frame, until - monotonic_s()) for address, frame in frames]
+        return [
+            link if isinstance(link, ExchangeFailed) else self._answers(address, link, until)
+            for (address, _frame), link in zip(frames, sent, strict=True)
         ]
-        answers: list[list[bytes] | ExchangeFailed] = []
-        for address, call in calls:
-            try:
-                answers.append([call.result().data])
-            except grpc.RpcError as error:
-                answers.append(_failed(address, error))
+
+    def _send(self, address: str, frame: bytes, timeout_s: float) -> SocketLink | ExchangeFailed:
+        link: SocketLink | None = None
+        try:
+            link = self._links.take(address, timeout_s)
+            link.send(frame, timeout_s)
+        except LinkBroken as error:
+            if link is not None:
+                self._links.drop(link)
+            return _failed(address, error)
+        return link
+
+    def _answers(
+        self, address: str, link: SocketLink, until: float
+    ) -> list[bytes] | ExchangeFailed:
+        try:
+            answers = link.answers(until - monotonic_s())
+        except LinkBroken as error:
+            self._links.drop(link)
+            return _failed(address, error)
+        self._links.give_back(address, link)
         return answers
 
     def close(self) -> None:
-        """Let go of every channel."""
+        """Let go of every channel and link."""
+        self._links.close()
         with self._lock:
             channels, self._channels = self._channels, {}
         for opened, _stub in channels.values():
             opened.close()
 
 
-def _failed(address: str, error: grpc.RpcError) -> ExchangeFailed:
-    code, details = error.code(), error.details() or ""
-    reason = f"{address}: {code.name}: {details}"
+def _failed(address: str, error: LinkBroken) -> ExchangeFailed:
+    reason = f"{address}: {error}"
+    code = None if error.status is None else _CODES.get(error.status)
     final: SpaceGridError | None = None
     if code in _TOO_LARGE:
-        final = TooLarge(f"{details}\nhint: ask for fewer keys at once")
+        final = TooLarge(reason)
     elif code in _REFUSED:
         final = ProtocolError(reason)
     else:
-        final = access_error(address, code, details)
-    return ExchangeFailed(reason, not details.startswith(_NEVER_SENT), final)
+        final = access_error(address, code or grpc.StatusCode.UNAVAILABLE, str(error))
+    return ExchangeFailed(reason, error.sent, final)

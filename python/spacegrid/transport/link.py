@@ -5,7 +5,7 @@ and hands over what comes, so whatever one read brings is one step. There is no 
 link fails fast: whoever uses it decides when to try again.
 
 Invariants: a link reports being down once, and nothing comes after it; `sent` is False only if no
-frame was given to the socket. Used on one loop.
+frame was given to the socket, or the node did not let the stream in. Used on one loop.
 
 Who calls: `client_grpc` for clients, the node's own client.
 """
@@ -111,7 +111,7 @@ class StreamLink(asyncio.Protocol):
     def _end(self, reason: str) -> None:
         if not self._over:
             self.close()
-            self._on_down(f"{self._address}: {reason}", self._sent)
+            self._on_down(f"{self._address}: {reason}", self._sent and not self._core.refused)
 
     def _keep_alive(self) -> None:
         if self._transport is None or self._over:

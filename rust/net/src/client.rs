@@ -23,8 +23,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::message::{ENVELOPE_BYTES_MAX, Envelope, Hello, Message, Messages};
 use crate::sending::{Payload, Sending};
+use crate::status::{Code, status_of};
 use crate::{PROTOCOL_VERSION, STREAM_PATH};
 
+const ENDED: &str = "the node ended the connection";
 /// What a node may have sent that is not read yet; all of it is read at once.
 const WINDOW_BYTES: u32 = 8 << 20;
 /// Largest HTTP/2 frame: large values then come in few pieces.
@@ -41,7 +43,30 @@ pub struct ClientLink {
     answer: Answer,
     messages: Messages,
     frames: VecDeque<Bytes>,
-    down: Option<String>,
+    down: Option<Down>,
+}
+
+/// Why a link has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Down {
+    /// For people.
+    pub reason: String,
+    /// The gRPC status that the node gave; `None` where the connection broke.
+    pub status: Option<u16>,
+    /// The node did not let the call in, so it has taken no frame of it.
+    pub refused: bool,
+}
+
+impl From<&str> for Down {
+    fn from(reason: &str) -> Self {
+        reason.to_owned().into()
+    }
+}
+
+impl From<String> for Down {
+    fn from(reason: String) -> Self {
+        Self { reason, status: None, refused: false }
+    }
 }
 
 enum Answer {
@@ -121,7 +146,7 @@ impl ClientLink {
 
     /// The socket has ended.
     pub fn receive_end(&mut self) {
-        self.fail("the node ended the connection");
+        self.fail(ENDED);
     }
 
     /// The next reply frame that has come.
@@ -148,11 +173,11 @@ impl ClientLink {
     }
 
     /// Why the link has ended, once it has.
-    pub fn down(&self) -> Option<&str> {
-        self.down.as_deref()
+    pub fn down(&self) -> Option<&Down> {
+        self.down.as_ref()
     }
 
-    fn fail(&mut self, why: impl Into<String>) {
+    fn fail(&mut self, why: impl Into<Down>) {
         self.down.get_or_insert_with(|| why.into());
     }
 
@@ -172,8 +197,8 @@ impl ClientLink {
                 return self.fail(why);
             }
             if let Poll::Ready(ended) = ended {
-                let why = ended.err().map(|error| error.to_string());
-                return self.fail(why.unwrap_or_else(|| "the node ended the connection".into()));
+                let why: Option<Down> = ended.err().map(|error| error.to_string().into());
+                return self.fail(why.unwrap_or_else(|| ENDED.into()));
             }
             if self.pinged
                 && let Some(pings) = &mut self.pings
@@ -190,20 +215,20 @@ impl ClientLink {
     fn fail_after_answer(&mut self, cx: &mut Context<'_>) {
         let _ = Pin::new(&mut self.connection).poll(cx);
         let why = self.poll_answer(cx).err();
-        self.fail(why.unwrap_or_else(|| "the node ended the stream".into()));
+        self.fail(why.unwrap_or_else(|| ENDED.into()));
     }
 
     /// Take what the node has answered; an error is the end of the stream.
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Result<(), String> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Result<(), Down> {
         loop {
             let body = match &mut self.answer {
                 Answer::Comes(body) => body,
                 Answer::Awaited(response) => match Pin::new(response).poll(cx) {
                     Poll::Pending => return Ok(()),
-                    Poll::Ready(Err(error)) => return Err(error.to_string()),
+                    Poll::Ready(Err(error)) => return Err(error.to_string().into()),
                     Poll::Ready(Ok(response)) => {
                         if let Some(why) = refusal(response.headers()) {
-                            return Err(why);
+                            return Err(Down { refused: true, ..why });
                         }
                         self.answer = Answer::Comes(response.into_body());
                         continue;
@@ -216,15 +241,15 @@ impl ClientLink {
                     let _ = body.flow_control().release_capacity(chunk.len());
                     self.messages.push(chunk);
                 }
-                Poll::Ready(Some(Err(error))) => return Err(error.to_string()),
+                Poll::Ready(Some(Err(error))) => return Err(error.to_string().into()),
                 Poll::Ready(None) => {
                     let trailers = match body.poll_trailers(cx) {
                         Poll::Ready(Ok(trailers)) => trailers.unwrap_or_default(),
-                        Poll::Ready(Err(error)) => return Err(error.to_string()),
+                        Poll::Ready(Err(error)) => return Err(error.to_string().into()),
                         Poll::Pending => return Ok(()),
                     };
                     let why = refusal(&trailers);
-                    return Err(why.unwrap_or_else(|| "the node ended the stream".into()));
+                    return Err(why.unwrap_or_else(|| ENDED.into()));
                 }
             }
             while let Some(message) = self.messages.take().map_err(|status| status.message)? {
@@ -238,14 +263,10 @@ impl ClientLink {
 }
 
 /// What a status says, unless all is well or there is none.
-fn refusal(headers: &HeaderMap) -> Option<String> {
-    let status = headers.get("grpc-status")?;
-    if status == "0" {
-        return None;
-    }
-    let message = headers.get("grpc-message").map(http::HeaderValue::as_bytes);
-    let message = String::from_utf8_lossy(message.unwrap_or_default());
-    Some(format!("status {}: {message}", String::from_utf8_lossy(status.as_bytes())))
+fn refusal(headers: &HeaderMap) -> Option<Down> {
+    let (status, message) = status_of(headers)?;
+    let reason = format!("status {status}: {message}");
+    (status != Code::Ok as u16).then_some(Down { reason, status: Some(status), refused: false })
 }
 
 /// Bytes from the socket and bytes for it.

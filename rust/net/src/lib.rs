@@ -23,7 +23,7 @@ mod sending;
 mod status;
 mod tls;
 
-pub use client::ClientLink;
+pub use client::{ClientLink, Down};
 pub use clock::boottime_ms;
 pub use events::{Batch, Events, Note};
 pub use links::Peer;

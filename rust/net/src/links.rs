@@ -25,6 +25,7 @@ use crate::front::connect;
 use crate::grid::Grid;
 use crate::message::{ENVELOPE_BYTES_MAX, Envelope, Message, Messages};
 use crate::sending::{Payload, Sending};
+use crate::status::{Status, status_of};
 
 /// Bytes waiting for one other node; past it the link is dropped and begins again from what was
 /// acknowledged.
@@ -197,9 +198,8 @@ impl Link {
         let sent = std::future::poll_fn(|cx| sending.poll(cx)).await;
         sent.map_err(|_| io::ErrorKind::ConnectionReset)?;
         let response = response.await.map_err(io::Error::other)?;
-        if let Some(status) = response.headers().get("grpc-status") {
-            let why = response.headers().get("grpc-message");
-            return Err(io::Error::other(format!("refused with {status:?}: {why:?}")));
+        if let Some((status, why)) = status_of(response.headers()) {
+            return Err(io::Error::other(format!("refused with status {status}: {why}")));
         }
         let mut answers = response.into_body();
         let mut messages = Messages::new(ENVELOPE_BYTES_MAX);
@@ -279,6 +279,6 @@ fn request(address: &str) -> http::Result<Request<()>> {
         .body(())
 }
 
-fn other(status: crate::status::Status) -> io::Error {
+fn other(status: Status) -> io::Error {
     io::Error::other(status.message)
 }

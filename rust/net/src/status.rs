@@ -73,6 +73,32 @@ pub fn response() -> Response<()> {
     response
 }
 
+/// The status that headers or trailers give, and its words.
+pub fn status_of(headers: &HeaderMap) -> Option<(u16, String)> {
+    let status = headers.get("grpc-status")?.to_str().ok()?.parse().ok()?;
+    let message = headers.get("grpc-message").map(HeaderValue::as_bytes);
+    Some((status, percent_decoded(message.unwrap_or_default())))
+}
+
+fn percent_decoded(message: &[u8]) -> String {
+    let digit = |at: usize| message.get(at).and_then(|&byte| char::from(byte).to_digit(16));
+    let mut bytes = Vec::with_capacity(message.len());
+    let mut at = 0;
+    while at < message.len() {
+        match (message[at], digit(at + 1), digit(at + 2)) {
+            (b'%', Some(high), Some(low)) => {
+                bytes.push((high << 4 | low) as u8);
+                at += 3;
+            }
+            (byte, ..) => {
+                bytes.push(byte);
+                at += 1;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 fn percent_encoded(message: &str) -> String {
     let mut out = String::with_capacity(message.len());
     for byte in message.bytes() {
@@ -91,7 +117,9 @@ mod tests {
 
     #[test]
     fn a_message_of_several_lines_travels_in_one_header() {
-        let trailers = Status::new(Code::Unavailable, "über 100 %\nhint: wait").trailers();
+        let words = "über 100 %\nhint: wait";
+        let trailers = Status::new(Code::Unavailable, words).trailers();
+        assert_eq!(status_of(&trailers), Some((14, words.into())));
         assert_eq!(trailers["grpc-status"], "14");
         assert_eq!(trailers["grpc-message"], "%C3%BCber 100 %25%0Ahint: wait");
         assert_eq!(Status::OK.trailers().len(), 1);

@@ -183,6 +183,16 @@ impl FrameLink {
 
     #[getter]
     fn down(&self) -> Option<String> {
-        self.link.lock().down().map(str::to_owned)
+        self.link.lock().down().map(|down| down.reason.clone())
+    }
+
+    #[getter]
+    fn refused(&self) -> bool {
+        self.link.lock().down().is_some_and(|down| down.refused)
+    }
+
+    #[getter]
+    fn status(&self) -> Option<u16> {
+        self.link.lock().down().and_then(|down| down.status)
     }
 }
