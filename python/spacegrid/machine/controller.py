@@ -20,6 +20,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from spacegrid.machine.acceptance import Choice, accept, why_not
 from spacegrid.machine.draft import Draft, Nodes
 from spacegrid.machine.events import (
     BecameController,
@@ -30,6 +31,7 @@ from spacegrid.machine.events import (
     Deposed,
     DrainRequested,
     Effect,
+    LossAccepted,
     RegistrationsChanged,
     TableObserved,
     Ticked,
@@ -95,6 +97,7 @@ class Controller:
         self._drains: frozenset[int] = frozenset()
         self._nodes = Nodes((), frozenset())
         self._pending: list[tuple[int, Change]] = []
+        self._accepted: list[Choice] = []
         self._in_flight: WriteTable | None = None
         #: Newest table seen while a write was in flight.
         self._observed: Table | None = None
@@ -110,6 +113,7 @@ class Controller:
             RegistrationsChanged: self._on_registrations_changed,
             ChangesRequested: self._on_changes_requested,
             DrainRequested: self._on_drain_requested,
+            LossAccepted: self._on_loss_accepted,
             WriteDone: self._on_write_done,
             WriteRefused: self._on_write_refused,
             TableObserved: self._on_table_observed,
@@ -150,6 +154,12 @@ class Controller:
             return None
         return self._placement_since_ms + self.config.placement_wait_ms
 
+    def why_not(self, choice: Choice) -> str:
+        """Why an operator's decision would be refused by what is known now; empty: it would not."""
+        if not self._active or self._table is None:
+            return "this node is not the controller"
+        return why_not(Draft(self._table, self._stores, self._nodes), choice)
+
     def story(self, partition: int) -> tuple[StoryLine, ...]:
         """The last decisions about a partition, oldest first."""
         return tuple(self._stories.get(partition, ()))
@@ -172,6 +182,7 @@ class Controller:
         self._active, self._term = True, event.term
         self._in_flight, self._observed, self._blind = None, None, False
         self._pending.clear()
+        self._accepted.clear()
         self._goal = None
         self._placement_since_ms = None
         self._table, self._stores = event.table, event.table.stores
@@ -196,6 +207,10 @@ class Controller:
     def _on_drain_requested(self, event: DrainRequested) -> None:
         self._drains |= {event.copy}
         self._set_nodes(self._registrations, self._stopping)
+
+    def _on_loss_accepted(self, event: LossAccepted) -> None:
+        if self._active:
+            self._accepted.extend(event.choices)
 
     def _on_write_done(self, event: WriteDone) -> None:
         write, self._in_flight = self._in_flight, None
@@ -252,6 +267,10 @@ class Controller:
             if not _apply_change(draft, sender, change):
                 self.refused_count += 1
         self._pending.clear()
+        for choice in self._accepted:
+            if not accept(draft, choice):
+                self.refused_count += 1
+        self._accepted.clear()
         settle(draft)
         first = self._may_place(table, now_ms)
         if self._goal is None or first or draft.began or self._goal_nodes != self._nodes.placeable:

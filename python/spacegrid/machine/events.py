@@ -10,6 +10,7 @@ import enum
 
 import msgspec
 
+from spacegrid.machine.acceptance import Choice
 from spacegrid.machine.table import PartitionEntry, Registration, Table
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Deposed",
     "DrainRequested",
     "Effect",
+    "LossAccepted",
     "RegistrationsChanged",
     "StandbyEvent",
     "TableObserved",
@@ -122,6 +124,12 @@ class DrainRequested(msgspec.Struct, frozen=True):
     copy: int
 
 
+class LossAccepted(msgspec.Struct, frozen=True):
+    """An operator decides how partitions without a primary begin again."""
+
+    choices: tuple[Choice, ...]
+
+
 class WriteDone(msgspec.Struct, frozen=True):
     """The write in flight was accepted and the table has this revision now."""
 
@@ -148,6 +156,7 @@ ControllerEvent = (
     | RegistrationsChanged
     | ChangesRequested
     | DrainRequested
+    | LossAccepted
     | WriteDone
     | WriteRefused
     | TableObserved
