@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import faulty_disk
+import grpc
 import pytest
 import spacegrid
 from spacegrid import errors
 from spacegrid.testing import LocalCluster
+from spacegrid.v1 import data_pb2, data_pb2_grpc
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -118,6 +120,29 @@ def test_f46_a_node_whose_disk_fails_ends_and_the_others_go_on(tmp_path: Path) -
             assert failed.wait(30) == 4
             assert "Input/output error" in failed.log_tail()
             assert [stock.get(f"k{number}") for number in range(40)] == list(range(100, 140))
+
+
+def test_unary_calls_and_the_command_line_name_the_level(tmp_path: Path) -> None:
+    with LocalCluster(nodes=2, data=tmp_path / "space", partitions=8) as cluster:
+        address = cluster.addresses[0]
+        with grpc.insecure_channel(address) as channel:
+            stub = data_pb2_grpc.DataStub(channel)
+            request = data_pb2.PutRequest(map="stock", key=b"tea", value=b"10")
+            assert not stub.Put(request, timeout=20).persisted
+            request.persisted = True
+            reply = stub.Put(request, timeout=20)
+            assert (reply.applied, reply.persisted, reply.copies) == (True, True, 2)
+            gone = data_pb2.DeleteRequest(map="stock", key=b"tea", persisted=True)
+            assert stub.Delete(gone, timeout=20).persisted
+            assert not stub.Delete(gone, timeout=20).persisted
+        command = ["put", "stock", "tea", "11", "--persisted", "--at", address, "--json"]
+        told = subprocess.run(
+            [sys.executable, "-m", "spacegrid", *command],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert json.loads(told.stdout)["durability"] == "persisted"
 
 
 def store_of(cluster: LocalCluster, name: str) -> str:
