@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from spacegrid.coordinator import Coordinator
     from spacegrid.coordinator.etcd import EtcdOptions
     from spacegrid.node.daemon import Daemon
+    from spacegrid.types import Durability
 
 WATCH_PARENT: Final = "SPACEGRID_STOP_WITH_PARENT"
 
@@ -393,6 +394,9 @@ def put(
     key: Annotated[str, typer.Argument(help="Key; a part in braces routes.")],
     value: Annotated[str, typer.Argument(help="Value as JSON.")],
     ttl: Annotated[float | None, typer.Option(help="Seconds to live.")] = None,
+    persisted: Annotated[
+        bool, typer.Option("--persisted", help="Wait until it is on the disks of all copies.")
+    ] = False,
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 5.0,
     at: Address = ADDRESS_DEFAULT,
     json: Json = False,
@@ -405,9 +409,12 @@ def put(
             decoded = msgspec.json.decode(value)
         except msgspec.DecodeError as error:
             raise ConfigError(f"value {value!r} is not JSON: {error}") from None
+        durability: Durability = "persisted" if persisted else "replicated"
         with _grid(at) as grid:
-            version = grid.map(map, key=str, value=Any).put(key, decoded, ttl=ttl, timeout=timeout)
-        _print({"map": map, "key": key, "version": version}, json, lambda: "")
+            found = grid.map(map, key=str, value=Any, durability=durability)
+            version = found.put(key, decoded, ttl=ttl, timeout=timeout)
+        document = {"map": map, "key": key, "version": version, "durability": durability}
+        _print(document, json, lambda: "")
 
 
 @app.command()
@@ -465,14 +472,54 @@ def status(at: Address = ADDRESS_DEFAULT, json: Json = False) -> None:
             raise typer.Exit(EXIT_FAILED)
 
 
-@app.command()
-def partitions(at: Address = ADDRESS_DEFAULT, json: Json = False) -> None:
-    """List the partitions and where their copies are."""
+partitions_app = typer.Typer(
+    invoke_without_command=True, help="List the partitions; decide about those that are lost."
+)
+app.add_typer(partitions_app, name="partitions")
+
+
+@partitions_app.callback()
+def partitions(context: typer.Context, at: Address = ADDRESS_DEFAULT, json: Json = False) -> None:
+    """List the partitions, where their copies are, and what is on disk of those not served."""
+    if context.invoked_subcommand is not None:
+        return
     from spacegrid.node import report
 
     with _errors(json):
         document = report.partitions(at)
         _print(document, json, lambda: report.partitions_text(document))
+
+
+@partitions_app.command("accept")
+def partitions_accept(
+    chosen: Annotated[
+        list[int] | None, typer.Argument(metavar="PARTITION...", help="Which.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that have no primary.")] = False,
+    empty: Annotated[
+        bool,
+        typer.Option(
+            "--empty/--longest",
+            help="Begin with nothing, or (the default) from the longest copy that is there.",
+        ),
+    ] = False,
+    at: Address = ADDRESS_DEFAULT,
+    json: Json = False,
+) -> None:
+    """Let partitions begin again without the copies that are missing; what only those had is lost.
+
+    Look at `spacegrid partitions` first. With a SQL sink the database follows: rows that the
+    partition no longer has are deleted. Exit code 1 when one was refused.
+    """
+    from spacegrid.node import report
+
+    with _errors(json):
+        if bool(chosen) == everything:
+            raise ConfigError("name partitions, or --all")
+        document = report.accept(at, None if everything else chosen, empty=empty)
+        _print(document, json, lambda: report.accept_text(document))
+        if document["refused"]:
+            raise typer.Exit(EXIT_FAILED)
 
 
 @app.command()

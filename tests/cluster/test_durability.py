@@ -8,17 +8,23 @@ again.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import faulty_disk
+import grpc
 import pytest
 import spacegrid
 from spacegrid import errors
 from spacegrid.testing import LocalCluster
+from spacegrid.v1 import data_pb2, data_pb2_grpc
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -114,3 +120,72 @@ def test_f46_a_node_whose_disk_fails_ends_and_the_others_go_on(tmp_path: Path) -
             assert failed.wait(30) == 4
             assert "Input/output error" in failed.log_tail()
             assert [stock.get(f"k{number}") for number in range(40)] == list(range(100, 140))
+
+
+def test_unary_calls_and_the_command_line_name_the_level(tmp_path: Path) -> None:
+    with LocalCluster(nodes=2, data=tmp_path / "space", partitions=8) as cluster:
+        address = cluster.addresses[0]
+        with grpc.insecure_channel(address) as channel:
+            stub = data_pb2_grpc.DataStub(channel)
+            request = data_pb2.PutRequest(map="stock", key=b"tea", value=b"10")
+            assert not stub.Put(request, timeout=20).persisted
+            request.persisted = True
+            reply = stub.Put(request, timeout=20)
+            assert (reply.applied, reply.persisted, reply.copies) == (True, True, 2)
+            gone = data_pb2.DeleteRequest(map="stock", key=b"tea", persisted=True)
+            assert stub.Delete(gone, timeout=20).persisted
+            assert not stub.Delete(gone, timeout=20).persisted
+        command = ["put", "stock", "tea", "11", "--persisted", "--at", address, "--json"]
+        told = subprocess.run(
+            [sys.executable, "-m", "spacegrid", *command],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert json.loads(told.stdout)["durability"] == "persisted"
+
+
+def store_of(cluster: LocalCluster, name: str) -> str:
+    path = cluster.data_folder(name) / "lmdb" / "store.json"
+    return json.loads(path.read_text())["store_id"]
+
+
+def test_an_operator_begins_without_the_node_that_does_not_come_back(tmp_path: Path) -> None:
+    with LocalCluster(nodes=2, data=tmp_path / "space", partitions=8, min_in_sync=1) as cluster:
+        with spacegrid.connect_sync(*cluster.addresses, timeout=20) as grid:
+            stock = grid.map("stock", key=str, value=int, durability="persisted")
+            for number in range(40):
+                stock.put(f"k{number}", number)
+        for name in ("node-1", "node-2"):
+            os.kill(cluster.nodes[name].pid, signal.SIGKILL)
+        for name in ("node-1", "node-2"):
+            cluster.kill(name)
+        address = cluster.restart("node-1").address
+
+        def listed(*arguments: str) -> tuple[int, dict[str, Any]]:
+            done = subprocess.run(
+                [sys.executable, "-m", "spacegrid", "partitions", *arguments],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            return done.returncode, json.loads(done.stdout)
+
+        def waiting() -> list[dict[str, Any]]:
+            _, document = listed("--at", address, "--json")
+            return [p for p in document["partitions"] if p["state"] == "recovering"]
+
+        # Which of the two was in sync last depends on who was seen to end first.
+        found = cluster.wait_for(waiting, "partitions that wait for the other disk")
+        for line in found:
+            there, missing = sorted(line["stored"], key=lambda copy: copy["missing"])
+            assert (there["now_at"], there["missing"]) == ("node-1", False)
+            assert there["position"]
+            assert (missing["store"], missing["position"]) == (store_of(cluster, "node-2"), None)
+        code, document = listed("accept", "--all", "--longest", "--at", address, "--json")
+        assert (code, document["refused"]) == (0, {})
+        assert set(document["accepted"]) >= {line["partition"] for line in found}
+        with spacegrid.connect_sync(address, timeout=20) as grid:
+            stock = grid.map("stock", key=str, value=int)
+            assert [stock.get(f"k{number}") for number in range(40)] == list(range(40))
+            assert stock.put("after", 1)

@@ -23,6 +23,7 @@ EXPECTED = {
     "spacegrid.v1.Data/Delete": WRITERS,
     "spacegrid.v1.Units/Invoke": WRITERS,
     "spacegrid.v1.Admin/Flush": WRITERS,
+    "spacegrid.v1.Admin/Accept": ADMINS,
     "spacegrid.v1.Admin/Stop": ADMINS,
 }
 EXPECTED_BY_SERVICE = {

@@ -25,6 +25,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from spacegrid.machine.acceptance import Choice, accept, why_not
 from spacegrid.machine.draft import Draft, Nodes
 from spacegrid.machine.events import (
     BecameController,
@@ -38,6 +39,7 @@ from spacegrid.machine.events import (
     Effect,
     Heartbeat,
     HeartbeatAnswer,
+    LossAccepted,
     RegistrationsChanged,
     TableObserved,
     TermConfirmed,
@@ -113,6 +115,7 @@ class Controller:
         self._drains: frozenset[int] = frozenset()
         self._nodes = Nodes((), frozenset())
         self._pending: list[tuple[int, Change]] = []
+        self._accepted: list[Choice] = []
         self._in_flight: WriteTable | None = None
         #: Newest table seen while a write was in flight.
         self._observed: Table | None = None
@@ -146,6 +149,7 @@ class Controller:
             Heartbeat: self._on_heartbeat,
             TermConfirmed: self._on_term_confirmed,
             ConfirmFailed: self._on_confirm_failed,
+            LossAccepted: self._on_loss_accepted,
             WriteDone: self._on_write_done,
             WriteRefused: self._on_write_refused,
             TableObserved: self._on_table_observed,
@@ -215,6 +219,12 @@ class Controller:
             due.append(self._placement_since_ms + self.config.placement_wait_ms)
         return min(due, default=None)
 
+    def why_not(self, choice: Choice) -> str:
+        """Why an operator's decision would be refused by what is known now; empty: it would not."""
+        if not self._active or self._table is None:
+            return "this node is not the controller"
+        return why_not(Draft(self._table, self._stores, self._nodes), choice)
+
     def story(self, partition: int) -> tuple[StoryLine, ...]:
         """The last decisions about a partition, oldest first."""
         return tuple(self._stories.get(partition, ()))
@@ -239,6 +249,7 @@ class Controller:
         self._in_flight, self._observed, self._blind = None, None, False
         self._blind_since_ms = now_ms
         self._pending.clear()
+        self._accepted.clear()
         self._goal = None
         self._placement_since_ms = None
         self._table, self._stores = event.table, event.table.stores
@@ -297,6 +308,11 @@ class Controller:
 
     def _on_confirm_failed(self, event: ConfirmFailed, _now_ms: int) -> None:
         self._term.failed(event.number)
+
+    def _on_loss_accepted(self, event: LossAccepted, _now_ms: int) -> None:
+        if self._active:
+            self._dirty = True
+            self._accepted.extend(event.choices)
 
     def _on_write_done(self, event: WriteDone, now_ms: int) -> None:
         write, self._in_flight = self._in_flight, None
@@ -422,6 +438,10 @@ class Controller:
             elif change.kind is ChangeKind.SHRINK:
                 self._shunned[change.partition, change.copy] = now_ms + READMIT_WAIT_MS
         self._pending.clear()
+        for choice in self._accepted:
+            if not accept(draft, choice):
+                self.refused_count += 1
+        self._accepted.clear()
         settle(draft)
         self._waits = frozenset(draft.waits)
         first = self._may_place(table, now_ms)

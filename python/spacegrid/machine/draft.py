@@ -59,6 +59,13 @@ class Nodes:
         """The live node that has that store now."""
         return self._by_store.get(store)
 
+    def holds(self, copy: int, partition: int) -> bool:
+        """Whether a live node found the partition in its store when it started."""
+        for store, item in self._by_store.items():
+            if item.incarnation == copy:
+                return self.stored(store, partition) is not None
+        return False
+
     def stored(self, store: bytes, partition: int) -> StoredPartition | None:
         """What a live node's store holds of a partition after a clean stop."""
         positions = self._stored.get(store)

@@ -10,6 +10,7 @@ import enum
 
 import msgspec
 
+from spacegrid.machine.acceptance import Choice
 from spacegrid.machine.table import PartitionEntry, Registration, Table
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Effect",
     "Heartbeat",
     "HeartbeatAnswer",
+    "LossAccepted",
     "PeerHeard",
     "RegistrationsChanged",
     "StandbyEvent",
@@ -159,6 +161,12 @@ class ConfirmFailed(msgspec.Struct, frozen=True):
     number: int
 
 
+class LossAccepted(msgspec.Struct, frozen=True):
+    """An operator decides how partitions without a primary begin again."""
+
+    choices: tuple[Choice, ...]
+
+
 class WriteDone(msgspec.Struct, frozen=True):
     """The write in flight was accepted and the table has this revision now."""
 
@@ -188,6 +196,7 @@ ControllerEvent = (
     | Heartbeat
     | TermConfirmed
     | ConfirmFailed
+    | LossAccepted
     | WriteDone
     | WriteRefused
     | TableObserved

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, Self
 
 import grpc
@@ -61,6 +62,18 @@ class AdminClient:
         reply: admin_pb2.PartitionsReply = self._ask(
             self._stub.Partitions, admin_pb2.PartitionsRequest()
         )
+        return reply
+
+    def accept(self, seen: Mapping[int, int], *, empty: bool) -> admin_pb2.AcceptReply:
+        """Decide how partitions begin again, at the versions that were seen. Raises as `status`."""
+        request = admin_pb2.AcceptRequest(
+            partitions=[
+                admin_pb2.AcceptRequest.Seen(partition=partition, version=version)
+                for partition, version in seen.items()
+            ],
+            empty=empty,
+        )
+        reply: admin_pb2.AcceptReply = self._ask(self._stub.Accept, request)
         return reply
 
     def flush(self, timeout_s: float) -> bool:

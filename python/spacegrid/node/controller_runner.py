@@ -18,6 +18,7 @@ import grpc.aio
 from spacegrid import clock
 from spacegrid.coordinator import Coordinator
 from spacegrid.errors import SpaceGridError
+from spacegrid.machine.acceptance import Choice
 from spacegrid.machine.controller import Controller, ControllerConfig
 from spacegrid.machine.events import (
     BecameController,
@@ -37,6 +38,7 @@ from spacegrid.machine.events import (
     Effect,
     Heartbeat,
     HeartbeatAnswer,
+    LossAccepted,
     PeerHeard,
     RegistrationsChanged,
     StandbyEvent,
@@ -178,6 +180,20 @@ class ControllerRunner:
             return False
         self._handle(DrainRequested(copy=sender))
         return True
+
+    def take_acceptance(self, choices: Sequence[Choice]) -> dict[int, str]:
+        """Take an operator's decisions, on the controller only; partition to why it is refused."""
+        refused = {c.partition: reason for c in choices if (reason := self._machine.why_not(c))}
+        taken = tuple(choice for choice in choices if choice.partition not in refused)
+        if taken:
+            for choice in taken:
+                _log.warning(
+                    "an operator decides how a partition begins again",
+                    partition=choice.partition,
+                    how=choice.how.name.lower(),
+                )
+            self._handle(LossAccepted(taken))
+        return refused
 
     def request_changes(self, changes: list[ChangeRequest]) -> None:
         """Ask for changes that this node's core wants, here or at the controller."""

@@ -450,7 +450,7 @@ class Daemon:
         node = self.front.node
         node.stop_all()
         self.front.wake()
-        if not await self._until(node.idle, IDLE_TIMEOUT_S):
+        if not await self.until(node.idle, IDLE_TIMEOUT_S):
             _log.warning("requests were still open", seconds=IDLE_TIMEOUT_S)
         if self._host is not None:
             await asyncio.to_thread(self._host.stop)
@@ -474,7 +474,7 @@ class Daemon:
         self._registration = _changed(self._registration, draining=True)
         with contextlib.suppress(SpaceGridError):
             await self._coordinator.update(self._registration)
-        await self._until(
+        await self.until(
             lambda: all(r.draining or r.stopped for r in self.view.registrations.values()),
             IDLE_TIMEOUT_S,
         )
@@ -491,7 +491,7 @@ class Daemon:
             _log.warning("leaving without a hand-over", error=str(error))
             return
         await self.controller.request_drain()
-        moved = await self._until(
+        moved = await self.until(
             lambda: (
                 not self.view.table.names(self.incarnation)
                 or self._cluster_stops
@@ -502,7 +502,8 @@ class Daemon:
         if not moved:
             _log.warning("not everything was moved", seconds=self.config.drain_timeout_s)
 
-    async def _until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+    async def until(self, condition: Callable[[], bool], timeout_s: float) -> bool:
+        """Wait until a condition holds; whether it came in time."""
         deadline = clock.monotonic_s() + timeout_s
         while not condition():
             if clock.monotonic_s() > deadline:

@@ -67,7 +67,7 @@ class InternalClient:
         self._submit_scheduled = False
         self._flush_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
-        self._maps: dict[str, int] = {}
+        self._maps: dict[tuple[str, bool], int] = {}
 
     # ---- where things are
 
@@ -109,11 +109,11 @@ class InternalClient:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 self._loop.call_soon_threadsafe(self._take_submitted)
 
-    def map(self, name: str) -> int:
-        """Index of a map or handler for the core's methods."""
-        index = self._maps.get(name)
+    def map(self, name: str, persisted: bool = False) -> int:
+        """Index of a map or handler for the core's methods, at that level of durability."""
+        index = self._maps.get((name, persisted))
         if index is None:
-            index = self._maps[name] = self.core.map(name)
+            index = self._maps[name, persisted] = self.core.map(name, persisted=persisted)
         return index
 
     async def ask(self, queue: Callable[[object], int]) -> Completion:

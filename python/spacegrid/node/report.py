@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from spacegrid.errors import ConnectionFailed
+from spacegrid.errors import ConfigError, ConnectionFailed
 from spacegrid.node.admin_client import AdminClient
 from spacegrid.v1 import admin_pb2
 
@@ -132,15 +132,71 @@ def partitions(address: str) -> dict[str, Any]:
                 "in_sync": list(p.in_sync),
                 "tails": list(p.tails),
                 "joining": list(p.joining),
+                "stored": [_stored(copy) for copy in p.stored],
             }
             for p in reply.partitions
         ],
     }
 
 
+def _stored(copy: admin_pb2.StoredCopy) -> dict[str, Any]:
+    return {
+        "node": copy.node,
+        "now_at": copy.now_at,
+        "store": copy.store.hex(),
+        "missing": copy.on_disk and not copy.now_at,
+        "position": [copy.epoch, copy.sequence] if copy.found else None,
+    }
+
+
+def _stored_text(copy: dict[str, Any]) -> str:
+    if copy["missing"]:
+        return f"{copy['node']}: store {copy['store'][:8]} is missing"
+    if copy["position"] is None:
+        return f"{copy['node']}: gone"
+    epoch, sequence = copy["position"]
+    return f"{copy['node']}: {epoch}/{sequence} at {copy['now_at']}"
+
+
+def accept(address: str, chosen: Sequence[int] | None, *, empty: bool) -> dict[str, Any]:
+    """Decide how partitions without a primary begin again. Raises as `cluster_status`.
+
+    Args:
+        address: Any node.
+        chosen: Partitions; None: all that have no primary and were placed once.
+        empty: With nothing, instead of from the longest copy that is there.
+
+    Returns:
+        ``accepted`` and ``refused``, the latter with reasons.
+    """
+    with AdminClient(address) as admin:
+        lines = {p.partition: p for p in admin.partitions().partitions}
+        if chosen is None:
+            chosen = [p.partition for p in lines.values() if p.state != "ok" and p.epoch]
+        unknown = [partition for partition in chosen if partition not in lines]
+        if unknown:
+            raise ConfigError(f"there is no partition {unknown[0]}, there are {len(lines)}")
+        seen = {partition: lines[partition].version for partition in chosen}
+        reply = admin.accept(seen, empty=empty)
+    if reply.controller:
+        with AdminClient(reply.controller) as admin:
+            reply = admin.accept(seen, empty=empty)
+    return {
+        "accepted": list(reply.accepted),
+        "refused": {item.partition: item.reason for item in reply.refused},
+    }
+
+
+def accept_text(document: dict[str, Any]) -> str:
+    """What became of the decisions, for a person."""
+    lines = [f"{len(document['accepted'])} partitions begin again"]
+    lines += [f"partition {p} does not: {reason}" for p, reason in document["refused"].items()]
+    return "\n".join(lines)
+
+
 def partitions_text(document: dict[str, Any]) -> str:
     """The partitions for a person."""
-    rows = [("partition", "state", "epoch", "primary", "in sync", "tails", "joining")]
+    rows = [("partition", "state", "epoch", "primary", "in sync", "tails", "joining", "on disk")]
     for p in document["partitions"]:
         rows.append(
             (
@@ -151,6 +207,7 @@ def partitions_text(document: dict[str, Any]) -> str:
                 " ".join(p["in_sync"]) or "-",
                 " ".join(p["tails"]) or "-",
                 " ".join(p["joining"]) or "-",
+                ", ".join(map(_stored_text, p["stored"])) or "-",
             )
         )
     return "\n".join(_table(rows))

@@ -74,6 +74,7 @@ METHODS: Final[dict[str, dict[str, Role]]] = {
     "spacegrid.v1.Admin": {
         "Status": _READERS,
         "Partitions": _READERS,
+        "Accept": Role.ADMIN,
         "Flush": _WRITERS,
         "Stop": Role.ADMIN,
     },

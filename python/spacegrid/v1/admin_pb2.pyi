@@ -47,6 +47,7 @@ class PartitionStatus(_message.Message):
     IN_SYNC_FIELD_NUMBER: _builtins.int
     JOINING_FIELD_NUMBER: _builtins.int
     TAILS_FIELD_NUMBER: _builtins.int
+    STORED_FIELD_NUMBER: _builtins.int
     partition: _builtins.int
     epoch: _builtins.int
     version: _builtins.int
@@ -60,6 +61,10 @@ class PartitionStatus(_message.Message):
     def joining(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def tails(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def stored(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredCopy]:
+        """Without a primary: its last complete copies, and what their stores hold."""
+
     def __init__(
         self,
         *,
@@ -71,14 +76,59 @@ class PartitionStatus(_message.Message):
         in_sync: _abc.Iterable[_builtins.str] | None = ...,
         joining: _abc.Iterable[_builtins.str] | None = ...,
         tails: _abc.Iterable[_builtins.str] | None = ...,
+        stored: _abc.Iterable[Global___StoredCopy] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "in_sync", b"in_sync", "joining", b"joining", "partition", b"partition", "primary", b"primary", "state", b"state", "tails", b"tails", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "in_sync", b"in_sync", "joining", b"joining", "partition", b"partition", "primary", b"primary", "state", b"state", "stored", b"stored", "tails", b"tails", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PartitionStatus: _TypeAlias = PartitionStatus  # noqa: Y015
+
+@_typing.final
+class StoredCopy(_message.Message):
+    """A last complete copy of a partition that has no primary."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    NOW_AT_FIELD_NUMBER: _builtins.int
+    ON_DISK_FIELD_NUMBER: _builtins.int
+    FOUND_FIELD_NUMBER: _builtins.int
+    EPOCH_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    STORE_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Name of the node that had it, or # and its incarnation where nobody alive knew it."""
+    now_at: _builtins.str
+    """Node that has its store open now; empty: nobody."""
+    on_disk: _builtins.bool
+    """It had a store, so it may come back; without one it ended with its process."""
+    found: _builtins.bool
+    """The store holds the partition, up to this position."""
+    epoch: _builtins.int
+    sequence: _builtins.int
+    store: _builtins.bytes
+    """Id of its store, as in store.json."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        now_at: _builtins.str = ...,
+        on_disk: _builtins.bool = ...,
+        found: _builtins.bool = ...,
+        epoch: _builtins.int = ...,
+        sequence: _builtins.int = ...,
+        store: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "found", b"found", "node", b"node", "now_at", b"now_at", "on_disk", b"on_disk", "sequence", b"sequence", "store", b"store"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StoredCopy: _TypeAlias = StoredCopy  # noqa: Y015
 
 @_typing.final
 class NodeStatus(_message.Message):
@@ -266,6 +316,101 @@ class PartitionsReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PartitionsReply: _TypeAlias = PartitionsReply  # noqa: Y015
+
+@_typing.final
+class AcceptRequest(_message.Message):
+    """An operator decides how partitions without a primary begin again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Seen(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PARTITION_FIELD_NUMBER: _builtins.int
+        VERSION_FIELD_NUMBER: _builtins.int
+        partition: _builtins.int
+        version: _builtins.int
+        """Version of its entry that the operator saw."""
+        def __init__(
+            self,
+            *,
+            partition: _builtins.int = ...,
+            version: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["partition", b"partition", "version", b"version"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    EMPTY_FIELD_NUMBER: _builtins.int
+    empty: _builtins.bool
+    """False: from the longest copy that is there. True: with nothing."""
+    @_builtins.property
+    def partitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___AcceptRequest.Seen]: ...
+    def __init__(
+        self,
+        *,
+        partitions: _abc.Iterable[Global___AcceptRequest.Seen] | None = ...,
+        empty: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["empty", b"empty", "partitions", b"partitions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptRequest: _TypeAlias = AcceptRequest  # noqa: Y015
+
+@_typing.final
+class AcceptReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Refused(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PARTITION_FIELD_NUMBER: _builtins.int
+        REASON_FIELD_NUMBER: _builtins.int
+        partition: _builtins.int
+        reason: _builtins.str
+        def __init__(
+            self,
+            *,
+            partition: _builtins.int = ...,
+            reason: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["partition", b"partition", "reason", b"reason"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CONTROLLER_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    controller: _builtins.str
+    """Set when another node is the controller: ask there; nothing was done."""
+    @_builtins.property
+    def accepted(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___AcceptReply.Refused]: ...
+    def __init__(
+        self,
+        *,
+        controller: _builtins.str = ...,
+        accepted: _abc.Iterable[_builtins.int] | None = ...,
+        refused: _abc.Iterable[Global___AcceptReply.Refused] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "controller", b"controller", "refused", b"refused"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AcceptReply: _TypeAlias = AcceptReply  # noqa: Y015
 
 @_typing.final
 class FlushRequest(_message.Message):

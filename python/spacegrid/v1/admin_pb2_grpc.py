@@ -44,6 +44,11 @@ class AdminStub(object):
                 request_serializer=spacegrid_dot_v1_dot_admin__pb2.PartitionsRequest.SerializeToString,
                 response_deserializer=spacegrid_dot_v1_dot_admin__pb2.PartitionsReply.FromString,
                 _registered_method=True)
+        self.Accept = channel.unary_unary(
+                '/spacegrid.v1.Admin/Accept',
+                request_serializer=spacegrid_dot_v1_dot_admin__pb2.AcceptRequest.SerializeToString,
+                response_deserializer=spacegrid_dot_v1_dot_admin__pb2.AcceptReply.FromString,
+                _registered_method=True)
         self.Flush = channel.unary_unary(
                 '/spacegrid.v1.Admin/Flush',
                 request_serializer=spacegrid_dot_v1_dot_admin__pb2.FlushRequest.SerializeToString,
@@ -67,6 +72,13 @@ class AdminServicer(object):
 
     def Partitions(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Accept(self, request, context):
+        """Only on the controller. Waits until the table shows what was decided.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -96,6 +108,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Partitions,
                     request_deserializer=spacegrid_dot_v1_dot_admin__pb2.PartitionsRequest.FromString,
                     response_serializer=spacegrid_dot_v1_dot_admin__pb2.PartitionsReply.SerializeToString,
+            ),
+            'Accept': grpc.unary_unary_rpc_method_handler(
+                    servicer.Accept,
+                    request_deserializer=spacegrid_dot_v1_dot_admin__pb2.AcceptRequest.FromString,
+                    response_serializer=spacegrid_dot_v1_dot_admin__pb2.AcceptReply.SerializeToString,
             ),
             'Flush': grpc.unary_unary_rpc_method_handler(
                     servicer.Flush,
@@ -162,6 +179,33 @@ class Admin(object):
             '/spacegrid.v1.Admin/Partitions',
             spacegrid_dot_v1_dot_admin__pb2.PartitionsRequest.SerializeToString,
             spacegrid_dot_v1_dot_admin__pb2.PartitionsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Accept(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/spacegrid.v1.Admin/Accept',
+            spacegrid_dot_v1_dot_admin__pb2.AcceptRequest.SerializeToString,
+            spacegrid_dot_v1_dot_admin__pb2.AcceptReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,6 +33,8 @@ class AdminStub:
     def __new__(cls, channel: _aio.Channel) -> AdminAsyncStub: ...
     Status: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StatusRequest, _admin_pb2.StatusReply]
     Partitions: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PartitionsRequest, _admin_pb2.PartitionsReply]
+    Accept: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AcceptRequest, _admin_pb2.AcceptReply]
+    """Only on the controller. Waits until the table shows what was decided."""
     Flush: _grpc.UnaryUnaryMultiCallable[_admin_pb2.FlushRequest, _admin_pb2.FlushReply]
     """Waits until every sink of this node has what was committed when the call came."""
     Stop: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StopRequest, _admin_pb2.StopReply]
@@ -42,6 +44,8 @@ class AdminAsyncStub(AdminStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Status: _aio.UnaryUnaryMultiCallable[_admin_pb2.StatusRequest, _admin_pb2.StatusReply]  # type: ignore[assignment]
     Partitions: _aio.UnaryUnaryMultiCallable[_admin_pb2.PartitionsRequest, _admin_pb2.PartitionsReply]  # type: ignore[assignment]
+    Accept: _aio.UnaryUnaryMultiCallable[_admin_pb2.AcceptRequest, _admin_pb2.AcceptReply]  # type: ignore[assignment]
+    """Only on the controller. Waits until the table shows what was decided."""
     Flush: _aio.UnaryUnaryMultiCallable[_admin_pb2.FlushRequest, _admin_pb2.FlushReply]  # type: ignore[assignment]
     """Waits until every sink of this node has what was committed when the call came."""
     Stop: _aio.UnaryUnaryMultiCallable[_admin_pb2.StopRequest, _admin_pb2.StopReply]  # type: ignore[assignment]
@@ -60,6 +64,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         request: _admin_pb2.PartitionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.PartitionsReply, _abc.Awaitable[_admin_pb2.PartitionsReply]]: ...
+
+    @_abc_1.abstractmethod
+    def Accept(
+        self,
+        request: _admin_pb2.AcceptRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.AcceptReply, _abc.Awaitable[_admin_pb2.AcceptReply]]:
+        """Only on the controller. Waits until the table shows what was decided."""
 
     @_abc_1.abstractmethod
     def Flush(

@@ -366,6 +366,7 @@ class PutRequest(_message.Message):
     CONDITION_FIELD_NUMBER: _builtins.int
     EXPECTED_VERSION_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    PERSISTED_FIELD_NUMBER: _builtins.int
     map: _builtins.str
     key: _builtins.bytes
     value: _builtins.bytes
@@ -375,6 +376,8 @@ class PutRequest(_message.Message):
     """Milliseconds to live from now; 0: for ever."""
     condition: Global___PutCondition.ValueType
     expected_version: _builtins.int
+    persisted: _builtins.bool
+    """Answer only when the write is fsynced on the disk of every complete copy."""
     @_builtins.property
     def token(self) -> Global___RequestToken:
         """Not set: the node numbers the request itself, and an unknown outcome can't be asked for again."""
@@ -390,10 +393,11 @@ class PutRequest(_message.Message):
         condition: Global___PutCondition.ValueType = ...,
         expected_version: _builtins.int = ...,
         token: Global___RequestToken | None = ...,
+        persisted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "condition", b"condition", "expected_version", b"expected_version", "key", b"key", "map", b"map", "token", b"token", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["codec", b"codec", "condition", b"condition", "expected_version", b"expected_version", "key", b"key", "map", b"map", "persisted", b"persisted", "token", b"token", "ttl_ms", b"ttl_ms", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -406,22 +410,26 @@ class PutReply(_message.Message):
     APPLIED_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     COPIES_FIELD_NUMBER: _builtins.int
+    PERSISTED_FIELD_NUMBER: _builtins.int
     applied: _builtins.bool
     """False: the condition did not hold and nothing was written."""
     version: _builtins.int
     """Version of the entry that is there now; 0 when there is none."""
     copies: _builtins.int
     """Complete copies and tails that hold the write."""
+    persisted: _builtins.bool
+    """The write is on the disk of every complete copy."""
     def __init__(
         self,
         *,
         applied: _builtins.bool = ...,
         version: _builtins.int = ...,
         copies: _builtins.int = ...,
+        persisted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "copies", b"copies", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applied", b"applied", "copies", b"copies", "persisted", b"persisted", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -434,8 +442,11 @@ class DeleteRequest(_message.Message):
     MAP_FIELD_NUMBER: _builtins.int
     KEY_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    PERSISTED_FIELD_NUMBER: _builtins.int
     map: _builtins.str
     key: _builtins.bytes
+    persisted: _builtins.bool
+    """As for a put."""
     @_builtins.property
     def token(self) -> Global___RequestToken: ...
     def __init__(
@@ -444,10 +455,11 @@ class DeleteRequest(_message.Message):
         map: _builtins.str = ...,
         key: _builtins.bytes = ...,
         token: Global___RequestToken | None = ...,
+        persisted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "map", b"map", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "map", b"map", "persisted", b"persisted", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -459,18 +471,22 @@ class DeleteReply(_message.Message):
 
     EXISTED_FIELD_NUMBER: _builtins.int
     COPIES_FIELD_NUMBER: _builtins.int
+    PERSISTED_FIELD_NUMBER: _builtins.int
     existed: _builtins.bool
     """Whether there was an entry."""
     copies: _builtins.int
+    persisted: _builtins.bool
+    """The deletion is on the disk of every complete copy."""
     def __init__(
         self,
         *,
         existed: _builtins.bool = ...,
         copies: _builtins.int = ...,
+        persisted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "existed", b"existed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "existed", b"existed", "persisted", b"persisted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

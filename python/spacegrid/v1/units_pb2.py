@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from spacegrid.v1 import data_pb2 as spacegrid_dot_v1_dot_data__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18spacegrid/v1/units.proto\x12\x0cspacegrid.v1\x1a\x17spacegrid/v1/data.proto\"l\n\rInvokeRequest\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\x0f\n\x07handler\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\x0c\x12)\n\x05token\x18\x04 \x01(\x0b\x32\x1a.spacegrid.v1.RequestToken\"-\n\x0bInvokeReply\x12\x0e\n\x06result\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63opies\x18\x02 \x01(\r2I\n\x05Units\x12@\n\x06Invoke\x12\x1b.spacegrid.v1.InvokeRequest\x1a\x19.spacegrid.v1.InvokeReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18spacegrid/v1/units.proto\x12\x0cspacegrid.v1\x1a\x17spacegrid/v1/data.proto\"\x7f\n\rInvokeRequest\x12\x0c\n\x04unit\x18\x01 \x01(\t\x12\x0f\n\x07handler\x18\x02 \x01(\t\x12\x11\n\targuments\x18\x03 \x01(\x0c\x12)\n\x05token\x18\x04 \x01(\x0b\x32\x1a.spacegrid.v1.RequestToken\x12\x11\n\tpersisted\x18\x05 \x01(\x08\"@\n\x0bInvokeReply\x12\x0e\n\x06result\x18\x01 \x01(\x0c\x12\x0e\n\x06\x63opies\x18\x02 \x01(\r\x12\x11\n\tpersisted\x18\x03 \x01(\x08\x32I\n\x05Units\x12@\n\x06Invoke\x12\x1b.spacegrid.v1.InvokeRequest\x1a\x19.spacegrid.v1.InvokeReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,9 +33,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spacegrid.v1.units_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_INVOKEREQUEST']._serialized_start=67
-  _globals['_INVOKEREQUEST']._serialized_end=175
-  _globals['_INVOKEREPLY']._serialized_start=177
-  _globals['_INVOKEREPLY']._serialized_end=222
-  _globals['_UNITS']._serialized_start=224
-  _globals['_UNITS']._serialized_end=297
+  _globals['_INVOKEREQUEST']._serialized_end=194
+  _globals['_INVOKEREPLY']._serialized_start=196
+  _globals['_INVOKEREPLY']._serialized_end=260
+  _globals['_UNITS']._serialized_start=262
+  _globals['_UNITS']._serialized_end=335
 # @@protoc_insertion_point(module_scope)

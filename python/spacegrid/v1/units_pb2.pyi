@@ -25,12 +25,15 @@ class InvokeRequest(_message.Message):
     HANDLER_FIELD_NUMBER: _builtins.int
     ARGUMENTS_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    PERSISTED_FIELD_NUMBER: _builtins.int
     unit: _builtins.str
     """Unit class name."""
     handler: _builtins.str
     """Handler name."""
     arguments: _builtins.bytes
     """Arguments by name: one msgpack map with string keys; at most 1 MiB."""
+    persisted: _builtins.bool
+    """Answer only when what the turn wrote is fsynced on the disk of every complete copy."""
     @_builtins.property
     def token(self) -> _data_pb2.RequestToken:
         """Not set: the node numbers the request itself."""
@@ -42,10 +45,11 @@ class InvokeRequest(_message.Message):
         handler: _builtins.str = ...,
         arguments: _builtins.bytes = ...,
         token: _data_pb2.RequestToken | None = ...,
+        persisted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["token", b"token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "handler", b"handler", "token", b"token", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "handler", b"handler", "persisted", b"persisted", "token", b"token", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -57,19 +61,23 @@ class InvokeReply(_message.Message):
 
     RESULT_FIELD_NUMBER: _builtins.int
     COPIES_FIELD_NUMBER: _builtins.int
+    PERSISTED_FIELD_NUMBER: _builtins.int
     result: _builtins.bytes
     """The handler's answer: one msgpack value."""
     copies: _builtins.int
     """Complete copies and tails that hold what the turn wrote."""
+    persisted: _builtins.bool
+    """What the turn wrote is on the disk of every complete copy."""
     def __init__(
         self,
         *,
         result: _builtins.bytes = ...,
         copies: _builtins.int = ...,
+        persisted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "persisted", b"persisted", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

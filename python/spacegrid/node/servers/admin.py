@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 
 from spacegrid.errors import SpaceGridError
+from spacegrid.machine.acceptance import Choice, How, copies_on_disk
+from spacegrid.machine.draft import Nodes
 from spacegrid.machine.table import PartitionEntry, State
 from spacegrid.v1 import admin_pb2, admin_pb2_grpc
 
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from spacegrid.node.daemon import Daemon
 
 FLUSH_TIMEOUT_MS: Final = 30_000
+ACCEPT_TIMEOUT_S: Final = 3.0
 _STATES: Final = {
     State.OK: "ok",
     State.RECOVERING: "recovering",
@@ -101,6 +104,54 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             in_sync=[name(copy) for copy in entry.in_sync],
             joining=[name(joining.copy) for joining in entry.joining],
             tails=[name(tail.copy) for tail in entry.tails],
+            stored=[] if entry.state is State.OK else self._stored(entry),
+        )
+
+    def _stored(self, entry: PartitionEntry) -> list[admin_pb2.StoredCopy]:
+        view = self._daemon.view
+        nodes = Nodes(tuple(view.registrations.values()), frozenset())
+        stores = {item.copy: item for item in view.table.stores}
+        return [
+            admin_pb2.StoredCopy(
+                node=view.name(copy.copy),
+                now_at=copy.node.name if copy.node is not None else "",
+                on_disk=bool(copy.store),
+                store=copy.store,
+                found=copy.position is not None,
+                epoch=copy.position.epoch if copy.position is not None else 0,
+                sequence=copy.position.sequence if copy.position is not None else 0,
+            )
+            for copy in copies_on_disk(entry, stores, nodes)
+        ]
+
+    async def Accept(self, request: admin_pb2.AcceptRequest, context: Any) -> admin_pb2.AcceptReply:
+        """Let an operator decide how partitions begin again; wait until the table shows it."""
+        await self._known(context)
+        daemon = self._daemon
+        if not daemon.controller.active:
+            other = daemon.view.registrations.get(daemon.view.controller.incarnation)
+            if other is None:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "no node is the controller now")
+                raise AssertionError("abort returns never")
+            return admin_pb2.AcceptReply(controller=other.address)
+        how = How.EMPTY if request.empty else How.LONGEST
+        choices = [Choice(seen.partition, seen.version, how) for seen in request.partitions]
+        refused = daemon.controller.take_acceptance(choices)
+        taken = [choice for choice in choices if choice.partition not in refused]
+
+        def waits() -> list[Choice]:
+            entries = daemon.view.table.entries
+            return [c for c in taken if entries[c.partition].version <= c.version]
+
+        await daemon.until(lambda: not waits(), ACCEPT_TIMEOUT_S)
+        for choice in waits():
+            refused[choice.partition] = "the table does not show it yet: look again"
+        return admin_pb2.AcceptReply(
+            accepted=[c.partition for c in taken if c.partition not in refused],
+            refused=[
+                admin_pb2.AcceptReply.Refused(partition=partition, reason=reason)
+                for partition, reason in sorted(refused.items())
+            ],
         )
 
     async def Flush(self, request: admin_pb2.FlushRequest, context: Any) -> admin_pb2.FlushReply:

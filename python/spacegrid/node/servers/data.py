@@ -114,7 +114,7 @@ class DataService(data_pb2_grpc.DataServicer):
         """Delete one entry."""
 
         async def delete() -> data_pb2.DeleteReply:
-            core, index = self._map(request.map)
+            core, index = self._map(request.map, request.persisted)
             timeout_ms = timeout_of(context)
             token = token_of(request)
             done = await self._ask(
@@ -122,7 +122,10 @@ class DataService(data_pb2_grpc.DataServicer):
             )
             if done[1] not in (Status.OK, Status.MISS):
                 raise failure(done, f"delete in map {request.map!r}")
-            return data_pb2.DeleteReply(existed=done[1] == Status.OK, copies=done[5])
+            existed = done[1] == Status.OK
+            return data_pb2.DeleteReply(
+                existed=existed, copies=done[5], persisted=existed and request.persisted
+            )
 
         return await self._answer(context, delete())
 
@@ -142,7 +145,7 @@ class DataService(data_pb2_grpc.DataServicer):
     async def _put(self, request: data_pb2.PutRequest, context: Any) -> data_pb2.PutReply:
         if request.condition not in _CONDITIONS:
             raise errors.ConfigError(f"put condition {request.condition} is not known")
-        core, index = self._map(request.map)
+        core, index = self._map(request.map, request.persisted)
         timeout_ms = timeout_of(context)
         version = (
             request.expected_version
@@ -166,17 +169,24 @@ class DataService(data_pb2_grpc.DataServicer):
         )
         if done[1] not in (Status.OK, Status.CONFLICT, Status.MISS):
             raise failure(done, f"put in map {request.map!r}")
-        return data_pb2.PutReply(applied=done[1] == Status.OK, version=done[3], copies=done[5])
+        # A persisted write is OK only once it is on all disks.
+        applied = done[1] == Status.OK
+        return data_pb2.PutReply(
+            applied=applied,
+            version=done[3],
+            copies=done[5],
+            persisted=applied and request.persisted,
+        )
 
     # ---- shared
 
-    def _map(self, name: str) -> tuple[Any, int]:
+    def _map(self, name: str, persisted: bool = False) -> tuple[Any, int]:
         internal = self._daemon.internal
         if not 1 <= len(name.encode()) <= limits.NAME_BYTES_MAX:
             raise errors.ConfigError(
                 f"map name of {len(name.encode())} bytes, allowed is 1 to {limits.NAME_BYTES_MAX}"
             )
-        return internal.core, internal.map(name)
+        return internal.core, internal.map(name, persisted)
 
     async def _ask(self, queue: Callable[[object], int]) -> Completion:
         try:

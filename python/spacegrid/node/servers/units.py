@@ -43,18 +43,20 @@ class UnitsService(units_pb2_grpc.UnitsServicer):
         key = self._routing_key(name, request.arguments)
         internal = self._daemon.internal
         timeout_ms = timeout_of(context)
-        token = token_of(request)
+        token, index = token_of(request), internal.map(name, request.persisted)
         try:
             done = await internal.ask(
                 lambda waiter: internal.core.invoke(
-                    internal.map(name), key, request.arguments, waiter, timeout_ms, token=token
+                    index, key, request.arguments, waiter, timeout_ms, token=token
                 )
             )
         except (ValueError, OverflowError) as error:
             raise errors.TooLarge(str(error)) from error
         if done[1] != Status.OK:
             raise failure(done, f"call of {name}")
-        return units_pb2.InvokeReply(result=done[2] or b"", copies=done[5])
+        return units_pb2.InvokeReply(
+            result=done[2] or b"", copies=done[5], persisted=request.persisted
+        )
 
     def _routing_key(self, name: str, arguments: bytes) -> bytes:
         if len(arguments) > limits.VALUE_BYTES_MAX:
