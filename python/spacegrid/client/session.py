@@ -379,6 +379,11 @@ class Session:
                 peer.unanswered_ms = 0
             return
         self._watcher = self.loop.call_later(WATCH_S, self._watch)
+        for peer in self._peers:
+            # It has answered something since, and owes an answer all the same: a node that is cut
+            # off may answer one operation and never the others.
+            if not peer.unanswered_ms and peer.link and self.core.in_flight_at(peer.slot):
+                peer.unanswered_ms = now_ms
         if any(now_ms - peer.unanswered_ms > SILENT_MS for peer in waiting):
             self._refresh_wanted = True
             self._refresh_soon()

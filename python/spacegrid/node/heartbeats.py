@@ -80,6 +80,8 @@ class Heartbeats:
         self._peers: dict[int, _Peer] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._revision = 0
+        self._term = 0
+        self._answers = 0
 
     def start(self) -> None:
         """Begin to beat; from now on the core answers under a lease only."""
@@ -111,7 +113,9 @@ class Heartbeats:
     def _beat(self) -> None:
         try:
             self._timer = asyncio.get_running_loop().call_later(HEARTBEAT_MS / 1000, self._beat)
-            progress = self._progress()
+            # A node that hears nothing of the controller must not look well to it: over a link that
+            # is cut in one direction its heartbeats arrive, and no lease comes back.
+            progress = (*self._progress(), self._answers)
             heard_term = self._controller.heard_term()
             self._beat_here(progress, heard_term)
             self._update_peers()
@@ -158,6 +162,9 @@ class Heartbeats:
     def answered(self, answer: HeartbeatAnswer) -> None:
         """Take an answer to a heartbeat of this node."""
         self._controller.heard(answer.term)
+        if answer.term and answer.term >= self._term:
+            self._term = answer.term
+            self._answers += 1
         self._take(self._holder.answered(answer))
 
     def _take(self, leases: list[TakeLease]) -> None:

@@ -264,6 +264,11 @@ impl<W> Client<W> {
         self.window.len() - self.queued()
     }
 
+    /// Operations sent to `slot` and not answered.
+    pub fn in_flight_at(&self, slot: u16) -> usize {
+        self.buffers.in_flight(slot)
+    }
+
     /// Operations queued, in flight, or unknown.
     pub fn open(&self) -> usize {
         self.window.len() + self.unknown.len()

@@ -66,6 +66,10 @@ impl PyClient {
         self.core.in_flight()
     }
 
+    fn in_flight_at(&self, slot: u16) -> usize {
+        self.core.in_flight_at(slot)
+    }
+
     #[getter]
     fn open(&self) -> usize {
         self.core.open()
