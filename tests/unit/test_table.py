@@ -70,6 +70,15 @@ def test_routes_name_the_primary_or_nobody() -> None:
     assert table().routes() == (0, 4, 0)
 
 
+def test_a_store_is_of_the_past_only_where_others_serve_without_it() -> None:
+    served = PartitionEntry(0, 2, 4, State.OK, 4, (4, 5))
+    named_already = PartitionEntry(2, 2, 3, State.OK, 6, (6, 4))
+    now = table().apply(8, [served, named_already])
+    assert now.served_without(6, alive={4, 5, 6}) == {0, 1}
+    assert now.served_without(9, alive={4, 5}) == {0, 1}
+    assert now.served_without(5, alive={4, 5, 6}) == {1, 2}
+
+
 def test_a_copy_is_named_while_it_holds_or_receives_something() -> None:
     assert [copy for copy in range(10) if table().names(copy)] == [4, 6, 7]
 

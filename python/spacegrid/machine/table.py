@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 
@@ -301,6 +301,22 @@ class Table(msgspec.Struct, frozen=True):
             else entry.state is not State.LOST and copy in (*entry.in_sync, *entry.former)
             for entry in self.entries
         )
+
+    def served_without(self, copy: int, alive: Container[int]) -> set[int]:
+        """Partitions that other nodes serve and of which this copy is no complete one.
+
+        What the copy's store holds of these is of the past. It may have been named a complete copy
+        already, on the word of its registration: then it must have what it said that it has.
+
+        Args:
+            copy: The copy that begins.
+            alive: Nodes that are there.
+        """
+        return {
+            entry.partition
+            for entry in self.entries
+            if entry.primary in alive and copy not in entry.in_sync
+        }
 
     def counts(self) -> TableCounts:
         """Primaries and copies of each node, and what is not as it should be."""

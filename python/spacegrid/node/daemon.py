@@ -241,7 +241,7 @@ class Daemon:
         if store is not None:
             store.attach(table)
             alive = {r.incarnation for r in self._coordinator.registrations}
-            served = {entry.partition for entry in table.entries if entry.primary in alive}
+            served = table.served_without(self.incarnation, alive)
             count = store.load_into(node, served)
             if store.stored:
                 _log.info("loaded from disk", partitions=len(store.stored), entries=count)

@@ -105,6 +105,9 @@ class Etcd:
         size: Number of members.
         election_ms: Election timeout; a tenth of it is the heartbeat.
         tls: ca, cert and key files that members serve clients with, clients' certificates demanded.
+        token: Tells this etcd cluster from others.
+        login: user:password that `ctl` asks with; empty: none.
+        members: Its processes, once started.
     """
 
     folder: Path
@@ -112,6 +115,7 @@ class Etcd:
     election_ms: int = 500
     tls: tuple[Path, Path, Path] | None = None
     token: str = "test"
+    login: str = ""
     members: list[EtcdMember] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -181,6 +185,8 @@ class Etcd:
         if self.tls:
             ca, cert, key = self.tls
             command += ["--cacert", str(ca), "--cert", str(cert), "--key", str(key)]
+        if self.login:
+            command += ["--user", self.login]
         done = subprocess.run(
             [*command, *arguments],
             capture_output=True,

@@ -305,7 +305,7 @@ class EtcdClient:
         if not options.user:
             return ()
         if not self._token:
-            request = api.AuthenticateRequest(name=options.user, password=options.password)
+            request = api.AuthenticateRequest(name=options.user, password=options.password.reveal())
             try:
                 answer = await member.authenticate(request, timeout=CHANGE_S)
             except grpc.aio.AioRpcError as error:

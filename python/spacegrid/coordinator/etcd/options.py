@@ -12,7 +12,7 @@ import msgspec
 
 from spacegrid.config import NodeConfig, split_etcd
 from spacegrid.errors import ConfigError
-from spacegrid.security.secret import check_private
+from spacegrid.security.secret import Secret, read_secret
 
 __all__ = ["EtcdOptions", "EtcdTimes", "SpaceSettings"]
 
@@ -88,42 +88,40 @@ class EtcdOptions(msgspec.Struct, frozen=True):
     tls: bool = False
     ca: bytes = b""
     cert: bytes = b""
-    key: bytes = b""
+    key: Secret = Secret("")
     user: str = ""
-    password: str = ""
-
-    def __repr__(self) -> str:
-        # Key and password are in no log and no traceback.
-        return f"EtcdOptions(members={self.members}, space={self.space!r}, tls={self.tls})"
+    password: Secret = Secret("")
 
     @classmethod
     def of(cls, config: NodeConfig) -> EtcdOptions:
         """Those of a node's settings; reads the files that they name.
 
         Raises:
-            ConfigError: A file can't be read, or the address is none of etcd.
+            ConfigError: A file can't be read, or others can read a secret one, or the address is
+                none of etcd.
         """
         tls, members, space = split_etcd(config.coordinator)
-        for name in ("etcd_key", "etcd_password_file"):
-            if (secret := getattr(config, name)) is not None:
-                check_private(secret, name)
-        password = _file("etcd_password_file", config.etcd_password_file).decode().strip()
         return cls(
             members=members,
             space=space,
             tls=tls,
             ca=_file("etcd_ca", config.etcd_ca),
             cert=_file("etcd_cert", config.etcd_cert),
-            key=_file("etcd_key", config.etcd_key),
+            key=_secret("etcd_key", config.etcd_key),
             user=config.etcd_user,
-            password=password,
+            password=_secret("etcd_password_file", config.etcd_password_file),
         )
 
     def credentials(self) -> grpc.ChannelCredentials | None:
         """For a channel to a member; None without TLS."""
         if not self.tls:
             return None
-        return grpc.ssl_channel_credentials(self.ca or None, self.key or None, self.cert or None)
+        key = self.key.reveal().encode()
+        return grpc.ssl_channel_credentials(self.ca or None, key or None, self.cert or None)
+
+
+def _secret(name: str, path: Path | None) -> Secret:
+    return Secret("") if path is None else read_secret(path, name)
 
 
 def _file(name: str, path: Path | None) -> bytes:
