@@ -246,7 +246,9 @@ def _coordinator(settings: NodeConfig) -> Coordinator:
     if settings.coordinator.startswith(ETCD_SCHEMES):
         from spacegrid.coordinator.etcd import EtcdCoordinator, EtcdOptions, SpaceSettings
 
-        return EtcdCoordinator(EtcdOptions.of(settings), SpaceSettings.of(settings))
+        return EtcdCoordinator(
+            EtcdOptions.of(settings), SpaceSettings.of(settings), data=settings.data
+        )
     if settings.coordinator:
         from spacegrid.coordinator.local import LocalCoordinator
 

@@ -17,7 +17,7 @@ from coordinator_clusters import QUICK, EtcdSpace, placed
 from etcd import Etcd
 from spacegrid import clock
 from spacegrid.coordinator import ControllerChanged, Coordinator, RegistrationEnded, WriteResult
-from spacegrid.coordinator.etcd import EtcdCoordinator, SpaceSettings, accept_restored
+from spacegrid.coordinator.etcd import EtcdCoordinator, SpaceSettings, accept_restored, remove_space
 from spacegrid.coordinator.etcd.client import HEDGE_S
 from spacegrid.errors import ConfigError, ConnectionFailed, ProtocolError
 from spacegrid.machine.table import Registration
@@ -353,3 +353,40 @@ async def test_a_restored_etcd_is_refused_until_told(single: Etcd, tmp_path: Pat
     assert third.controller.term > term.term
     assert (await third.campaign(third.controller.term)).term > term.term
     await space.stop()
+
+
+async def test_a_node_remembers_how_far_etcd_was(single: Etcd, tmp_path: Path) -> None:
+    """A restore under the same token looks the same but for what a data folder remembers."""
+    space = EtcdSpace(single)
+    space.data = tmp_path / "data"
+    node = await space.node("a")
+    single.ctl("snapshot", "save", str(tmp_path / "backup"))
+    for version in range(1, 9):
+        assert (await write_on(node, 0, version)).accepted
+    await until(lambda: f'"revision":{node._joined().seen}' in remembered(space), "the note")
+    await space.stop()
+    restore(single, tmp_path / "backup")
+    with pytest.raises(ProtocolError, match=r"etcd is at revision \d+ and has been at"):
+        await space.node("a")
+    await asyncio.to_thread(accept_restored, space.options)
+    again = await space.node("a")
+    assert again.registrations == (again.registration,)
+    await space.stop()
+    (space.data / "etcd.json").write_text("not json")
+    with pytest.raises(ConfigError, match=r"etcd.json is damaged"):
+        space.coordinator()
+
+
+def remembered(space: EtcdSpace) -> str:
+    assert space.data is not None
+    return (space.data / "etcd.json").read_text()
+
+
+async def test_a_space_is_removed_only_when_no_node_is_in_it(space: EtcdSpace) -> None:
+    node = await space.node("a")
+    with pytest.raises(ProtocolError, match="is in use by a"):
+        await asyncio.to_thread(remove_space, space.options)
+    await node.close()
+    assert await asyncio.to_thread(remove_space, space.options)
+    assert not await asyncio.to_thread(remove_space, space.options)
+    assert (await space.node("a")).registration.incarnation == 1

@@ -127,6 +127,7 @@ class EtcdSpace:
     Attributes:
         options: How its nodes reach etcd.
         nodes: Those that it made.
+        data: Data folder of the nodes that it makes from now on.
     """
 
     def __init__(self, etcd: Etcd, times: EtcdTimes = QUICK, **options: object) -> None:
@@ -138,6 +139,7 @@ class EtcdSpace:
             **options,  # type: ignore[arg-type]
         )
         self.nodes: list[EtcdCoordinator] = []
+        self.data: Path | None = None
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
 
     async def start(self) -> None:
@@ -155,7 +157,7 @@ class EtcdSpace:
     def coordinator(self, settings: SpaceSettings | None = None) -> EtcdCoordinator:
         """One that has not joined yet."""
         small = SpaceSettings(partitions=4, copies=2, min_in_sync=1, nodes=1)
-        return EtcdCoordinator(self.options, settings or small, times=self.times)
+        return EtcdCoordinator(self.options, settings or small, times=self.times, data=self.data)
 
     async def node(self, name: str, **fields: object) -> EtcdCoordinator:
         process = start_process()

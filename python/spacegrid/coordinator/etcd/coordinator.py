@@ -30,6 +30,7 @@ from spacegrid.coordinator.etcd.layout import Keys, Meta, NodeRecord, Term
 from spacegrid.coordinator.etcd.options import EtcdOptions, EtcdTimes, SpaceSettings
 from spacegrid.coordinator.etcd.space import LOAD_S, Space
 from spacegrid.coordinator.etcd.watcher import Watcher
+from spacegrid.coordinator.etcd.witness import Witness
 from spacegrid.coordinator.local_server import process_start
 from spacegrid.coordinator.view import View
 from spacegrid.errors import ConfigError, ConnectionFailed, ProtocolError
@@ -55,6 +56,7 @@ class EtcdCoordinator:
         *,
         times: EtcdTimes | None = None,
         timeout_s: float = 10.0,
+        data: Path | None = None,
     ) -> None:
         """Not connected yet; see `join`.
 
@@ -63,7 +65,12 @@ class EtcdCoordinator:
             settings: What the space is created with if there is none; None: the defaults.
             times: Of the registration; None: the defaults.
             timeout_s: How long `join`, `update`, `write` and `stop_cluster` wait for an answer.
+            data: The node's data folder, where it remembers how far etcd was; None: nowhere.
+
+        Raises:
+            ConfigError: What is remembered there is damaged.
         """
+        self._witness = Witness(data)
         self._options = options
         self._settings = settings or SpaceSettings()
         self._times = times or EtcdTimes()
@@ -133,7 +140,13 @@ class EtcdCoordinator:
         self._tell(None)
         watcher = self._watcher = Watcher(self._space, self._tell, self._end)
         self._keeper = Keeper(
-            self._space, watcher, self._times, self.registration.incarnation, lease, self._end
+            self._space,
+            watcher,
+            self._times,
+            self.registration.incarnation,
+            lease,
+            self._end,
+            self._remember,
         )
         self._tasks = [
             asyncio.create_task(watcher.run(), name="etcd watch"),
@@ -151,6 +164,7 @@ class EtcdCoordinator:
             image = await space.load(self._timeout_s)
         self._check_space(space, image)
         space.pin()
+        self._remember()
 
     def _new_space(self, etcd_cluster: int) -> tuple[Table, Meta]:
         settings = self._settings
@@ -197,6 +211,14 @@ class EtcdCoordinator:
                 f"this one is {space.answered_by:016x}: it was restored from a backup\n"
                 "hint: when no node of it runs any more, say so with `spacegrid etcd-restored`"
             )
+        self._witness.check(meta, space.seen)
+
+    def _remember(self) -> None:
+        """Write down how far etcd is; a disk that does not take it takes no pump's data either."""
+        space = self._space
+        if space is not None and space.image.meta is not None:
+            with contextlib.suppress(OSError):
+                self._witness.remember(space.image.meta, space.seen)
 
     async def _register(self, space: Space, registration: Registration) -> int:
         """Register under a new incarnation; the lease that it is bound to."""

@@ -44,6 +44,7 @@ class Keeper:
         incarnation: int,
         lease: int,
         ended: Callable[[str], None],
+        checked: Callable[[], None],
     ) -> None:
         """Keep what `decisions.join` made; `run` does.
 
@@ -54,6 +55,7 @@ class Keeper:
             incarnation: Of this node.
             lease: The etcd lease that its key is bound to.
             ended: Called with the reason when the registration is over.
+            checked: Called after each read of the own keys.
         """
         self.valid_until_ms = 0
         self._space = space
@@ -62,6 +64,7 @@ class Keeper:
         self._incarnation = incarnation
         self._lease = lease
         self._ended = ended
+        self._checked = checked
         self._absences = Absences(times.end_ms)
 
     async def run(self) -> None:
@@ -87,6 +90,7 @@ class Keeper:
     async def _step(self) -> None:
         try:
             await self._check()
+            self._checked()
             await self._end_others()
         except ConnectionFailed:
             # Not sure until the next check; nothing has ended.
