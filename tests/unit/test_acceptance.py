@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 from spacegrid.machine.acceptance import Choice, How, copies_on_disk
-from spacegrid.machine.controller import Controller
+from spacegrid.machine.controller import Controller, ControllerConfig
 from spacegrid.machine.draft import Nodes
 from spacegrid.machine.events import BecameController, LossAccepted, WriteDone
 from spacegrid.machine.table import (
@@ -37,7 +37,7 @@ def node(incarnation: int, store: int, *position: int) -> Registration:
 
 
 def controller(table: Table, *nodes: Registration) -> Controller:
-    machine = Controller()
+    machine = Controller(ControllerConfig(leases=False))
     effects = machine.handle(BecameController(table, nodes, term=1), 0)
     for write in effects:
         assert machine.handle(WriteDone(write.expected_revision + 1), 0) == []
