@@ -64,7 +64,7 @@ def _former_is_kept() -> None:
 
 
 def _any_version() -> None:
-    apply = controller._apply_change
+    apply = controller.apply_change
 
     def loose(draft: Draft, sender: int, change: Change) -> bool:
         if not 0 <= change.partition < draft.table.partition_count:
@@ -73,7 +73,7 @@ def _any_version() -> None:
         fresh = msgspec.structs.replace(change, epoch=base.epoch, version=base.version)
         return apply(draft, 0, fresh)
 
-    controller._apply_change = loose
+    controller.apply_change = loose
 
 
 def _term_ignored() -> None:

@@ -61,6 +61,8 @@ def step(draft: Draft, goal: Mapping[int, Goal], motion_max: int) -> None:
         wanted = goal.get(entry.partition)
         if not wanted or entry.state is not State.OK or _is_there(entry, wanted):
             continue
+        if entry.primary not in draft.nodes.live:
+            continue  # It is about to be deposed: nothing can be asked of it.
         off.append(entry)
         motion += _moves(entry, wanted)
     for entry in off:
