@@ -15,6 +15,8 @@ moment ago, it has seen the newest table (its first write under the term was acc
 an older term can follow), and no write that deposes the sender may still take effect. A fresh
 controller believes that every node has a lease of the one before.
 
+Over 500 lines in one room: the order of the rules in one decision is what must be read together.
+
 Who calls: node/, tests. Source: PROTOCOL.md sections 1, 3 to 6, 11.
 """
 
