@@ -98,6 +98,7 @@ class Controller:
         self._nodes = Nodes((), frozenset())
         self._pending: list[tuple[int, Change]] = []
         self._accepted: list[Choice] = []
+        self._restarted = False
         self._in_flight: WriteTable | None = None
         #: Newest table seen while a write was in flight.
         self._observed: Table | None = None
@@ -187,6 +188,8 @@ class Controller:
         self._placement_since_ms = None
         self._table, self._stores = event.table, event.table.stores
         self._set_nodes(event.registrations, event.stopping)
+        named = {copy for entry in event.table.entries for copy in entry.members()}
+        self._restarted = bool(named) and named.isdisjoint(self._nodes.live)
 
     def _on_deposed(self, event: Deposed) -> None:
         self._active = False
@@ -263,6 +266,7 @@ class Controller:
         if table is None or not self._nodes.live:
             return []
         draft = Draft(table, self._stores, self._nodes)
+        draft.restarted = self._restarted
         for sender, change in self._pending:
             if not _apply_change(draft, sender, change):
                 self.refused_count += 1
