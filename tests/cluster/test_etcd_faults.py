@@ -201,6 +201,20 @@ async def test_a_node_that_was_ended_stops_when_it_finds_out(space: EtcdSpace) -
     assert third.registration.incarnation == 3
 
 
+async def test_a_bug_in_what_keeps_a_registration_ends_the_node(
+    space: EtcdSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = await space.node("a")
+    assert node._watcher is not None
+
+    def broken(_: int) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(node._watcher, "found", broken)
+    assert "ZeroDivisionError('a bug')" in await ended(node)
+    assert not sure(node)
+
+
 async def test_a_node_that_lost_only_its_lease_goes_on(etcd: Etcd, space: EtcdSpace) -> None:
     first, second = await space.node("a"), await space.node("b")
     keeper = first._keeper

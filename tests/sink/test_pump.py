@@ -347,6 +347,18 @@ def test_each_copy_goes_to_its_own_disk_and_comes_back(grid, tmp_path) -> None:
     assert sink().stored_partitions() == expected
 
 
+def test_an_empty_copy_is_on_disk_as_well(grid, tmp_path) -> None:
+    node = FakeNode(grid, 1)
+    node.backups = {0, 1}
+    sink = LmdbSink(tmp_path, life="l", partition_count=4)
+    driven = Driven(node, sink)
+    driven.settle()
+    sink.close()
+    again = LmdbSink(tmp_path, life="l", partition_count=4)
+    assert again.stored_partitions() == {0: (0, 0), 1: (0, 0)}
+    again.close()
+
+
 def test_a_copy_that_left_and_came_back_between_two_looks_is_whole(grid, tmp_path) -> None:
     from test_lmdb import stored, truth
 

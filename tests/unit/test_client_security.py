@@ -22,6 +22,10 @@ def test_nothing_given_is_nothing_proved() -> None:
     assert PLAIN.context is None
 
 
+def test_an_empty_name_is_no_tls_whatever_the_environment_says(ca: Path) -> None:
+    assert client_security("", environ={"SPACEGRID_TLS_CA": str(ca)}) is PLAIN
+
+
 def test_arguments_win_over_the_environment(ca: Path, tmp_path: Path) -> None:
     environ = {"SPACEGRID_TLS_CA": str(ca), "SPACEGRID_TOKEN": "from-environment"}
     assert client_security(environ=environ).authorization == "Bearer from-environment"

@@ -528,6 +528,22 @@ def test_after_a_crash_of_all_the_disks_decide_and_the_loss_is_named() -> None:
     assert lost_tails(clean, (entry,)) == ()
 
 
+def test_crashed_copies_of_a_cluster_that_went_on_are_lost_until_an_operator_says_so() -> None:
+    stores = (CopyStore(1, b"a" * 16, crashed=True), CopyStore(2, b"b" * 16, crashed=True))
+    table = one_partition(served(1, 2), copies=2)
+    other = msgspec.structs.replace(served(3), partition=1)
+    table = msgspec.structs.replace(
+        table, partition_count=2, entries=(*table.entries, other), stores=stores
+    )
+    back = [
+        Registration(name=f"n{n}", incarnation=n, store=store * 16, stored=stored_at(50))
+        for n, store in ((4, b"a"), (5, b"b"))
+    ]
+    entry = decide(table, (*nodes(3), *back))
+    assert entry is not None
+    assert (entry.state, entry.in_sync) == (State.LOST, (1, 2))
+
+
 def test_a_copy_that_still_has_its_own_store_open_is_waited_for() -> None:
     stores = (CopyStore(1, b"a" * 16),)
     entry = msgspec.structs.replace(served(1), state=State.UNAVAILABLE, primary=0)

@@ -6,8 +6,8 @@ registrations (`Coordinator.events`), write the table at its known revision unde
 (`Coordinator.write`), stop the cluster (`Coordinator.stop_cluster`).
 
 We do not write consensus: an implementation relies on one process (local.py with local_server.py,
-memory.py) or on an engine that has it. All of them pass the same suite,
-tests/unit/test_coordinator_contract.py.
+memory.py) or on an engine that has it (etcd/). All of them pass the same suite,
+tests/unit/test_coordinator_contract.py, and hold changes to the same rules (rules.py).
 
 Promises of every implementation (numbers are those of docs/INVARIANTS.md):
 

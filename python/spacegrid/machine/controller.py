@@ -15,6 +15,8 @@ moment ago, it has seen the newest table (its first write under the term was acc
 an older term can follow), and no write that deposes the sender may still take effect. A fresh
 controller believes that every node has a lease of the one before.
 
+Over 500 lines in one room: the order of the rules in one decision is what must be read together.
+
 Who calls: node/, tests. Source: PROTOCOL.md sections 1, 3 to 6, 11.
 """
 
@@ -115,6 +117,7 @@ class Controller:
         self._nodes = Nodes((), frozenset())
         self._pending: list[tuple[int, Change]] = []
         self._accepted: list[Choice] = []
+        self._restarted = False
         self._in_flight: WriteTable | None = None
         #: Newest table seen while a write was in flight.
         self._observed: Table | None = None
@@ -257,6 +260,8 @@ class Controller:
         self._suspected = frozenset()
         self._liveness.begin(event.registrations, now_ms)
         self._set_nodes(event.registrations, event.stopping)
+        named = {copy for entry in event.table.entries for copy in entry.members()}
+        self._restarted = bool(named) and named.isdisjoint(self._nodes.live)
 
     def _on_deposed(self, _event: Deposed, _now_ms: int) -> None:
         self._active = False
@@ -431,6 +436,7 @@ class Controller:
             lambda copy: self._answering(copy, now_ms),
             frozenset(self._shunned),
         )
+        draft.restarted = self._restarted
         for sender, change in self._pending:
             if not apply_change(draft, sender, change):
                 self.refused_count += 1

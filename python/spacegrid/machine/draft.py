@@ -105,6 +105,8 @@ class Draft:
         self.changed: dict[int, PartitionEntry] = {}
         #: Whether a partition began to be served: the goal has to count it from now on.
         self.began = False
+        #: No node that the table names was alive when this controller began: all was restarted.
+        self.restarted = False
         self._primaries: Counter[int] | None = None
 
     def entry(self, partition: int) -> PartitionEntry:

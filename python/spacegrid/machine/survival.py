@@ -182,17 +182,22 @@ def _recover(draft: Draft, entry: PartitionEntry) -> State:
 
     Candidates are only stores of the last in-sync set; a store that another process has open now is
     proof that the copy has ended. Once all of them have reported, the highest position wins, and
-    those that are equal are in sync. After a crash that is the last position on disk: what was
-    persisted is in it, what was only replicated and not yet written is not (`lost_tails`).
+    those that are equal are in sync.
+
+    A crashed copy's store has what was persisted, but not what was only replicated and not yet
+    written. So it is a candidate by itself only when everything was restarted, where it is what
+    there is (`lost_tails` says so); in a cluster that went on without it the partition is lost, and
+    an operator decides whether the disk is good enough (acceptance.py).
 
     Returns:
         OK when it is served again, else how it stands.
     """
     found: list[tuple[int, int, int]] = []
     missing = False
+    restarted = draft.restarted or entry.state is State.RECOVERING
     for copy in entry.in_sync:
         known = draft.stores.get(copy)
-        if known is None:
+        if known is None or (known.crashed and not restarted):
             continue
         node = draft.nodes.with_store(known.store)
         if node is None or node.incarnation == copy:
@@ -202,7 +207,10 @@ def _recover(draft: Draft, entry: PartitionEntry) -> State:
         if position is not None:
             found.append((position.epoch, position.sequence, node.incarnation))
     if missing:
-        return State.RECOVERING if found else State.UNAVAILABLE
+        # Recovering says it to the next controller as well: what crashed is waited for.
+        crashed = any(draft.stores[c].crashed for c in entry.in_sync if c in draft.stores)
+        waits_for_crashed = restarted and crashed
+        return State.RECOVERING if found or waits_for_crashed else State.UNAVAILABLE
     if not found:
         return State.LOST
     best = max(found)[:2]

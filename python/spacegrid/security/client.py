@@ -81,7 +81,8 @@ def client_security(
     """Put a client's proof together from arguments and environment.
 
     Args:
-        tls: File of the authority's certificate (`ca.crt`); None: `SPACEGRID_TLS_CA`, or no TLS.
+        tls: File of the authority's certificate (`ca.crt`); None: `SPACEGRID_TLS_CA`, or no TLS;
+            empty: no TLS.
         token: The token; None: `SPACEGRID_TOKEN`, or the file `SPACEGRID_TOKEN_FILE` names.
         environ: Environment to look in; None: the process's own.
 
@@ -90,8 +91,8 @@ def client_security(
             given without TLS.
     """
     environ = os.environ if environ is None else environ
-    file = tls if tls is not None else environ.get(CA_VARIABLE) or None
-    if file is None:
+    file = environ.get(CA_VARIABLE) if tls is None else tls
+    if not file:
         if token is not None:
             raise ConfigError(
                 "a token without TLS would be seen by others\nhint: tls='ca.crt', the "

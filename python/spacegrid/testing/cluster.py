@@ -160,7 +160,7 @@ class LocalCluster(ClusterProcesses):
     def connection(self) -> dict[str, Any]:
         """What `connect` and `connect_sync` need beside the addresses, with the role admin."""
         if self.secrets is None:
-            return {}
+            return {"tls": ""}
         token = self.secrets.admin().token
         assert token is not None
         return {"tls": self.secrets.authority, "token": token.reveal()}

@@ -107,15 +107,15 @@ class SocketLink:
 
     def _write(self, until: float) -> None:
         while output := self._core.output():
-            self._within(until)
             try:
+                self._within(until)
                 self._socket.sendall(output)
             except OSError as error:
                 raise self._broken(error) from error
 
     def _read(self, until: float) -> None:
-        self._within(until)
         try:
+            self._within(until)
             data = self._socket.recv(_READ_BYTES)
         except OSError as error:
             raise self._broken(error) from error
@@ -130,7 +130,7 @@ class SocketLink:
     def _within(self, until: float) -> None:
         left_s = until - time.monotonic()
         if left_s <= 0:
-            raise LinkBroken("no answer in time", sent=self._sent)
+            raise TimeoutError
         self._socket.settimeout(left_s)
 
     def _broken(self, error: OSError) -> LinkBroken:

@@ -75,7 +75,11 @@ impl Pair {
                     }
                     for (_, frame) in effects.client_frames {
                         let frame = ReplyFrame::decode(&frame).expect("a valid frame");
-                        replies.extend(frame.replies().map(|r| (r.number, r.status, r.flags)));
+                        replies.extend(
+                            frame
+                                .replies()
+                                .map(|r| (r.number, r.status, r.flags & reply::FLAG_PERSISTED)),
+                        );
                     }
                 }
             }

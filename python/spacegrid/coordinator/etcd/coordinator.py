@@ -14,7 +14,7 @@ import contextlib
 import functools
 import os
 import secrets
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -149,10 +149,18 @@ class EtcdCoordinator:
             self._remember,
         )
         self._tasks = [
-            asyncio.create_task(watcher.run(), name="etcd watch"),
-            asyncio.create_task(self._keeper.run(), name="etcd registration"),
+            asyncio.create_task(self._guarded(watcher.run), name="etcd watch"),
+            asyncio.create_task(self._guarded(self._keeper.run), name="etcd registration"),
         ]
         return self.registration
+
+    async def _guarded(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run what must not end by itself: a node that would go on without it is ended, loudly."""
+        try:
+            await work()
+        except Exception as error:
+            self._end(f"a bug of spacegrid ended what keeps this node registered: {error!r}")
+            raise
 
     async def _find_or_create(self, space: Space) -> None:
         image = await space.load(self._timeout_s)
@@ -394,8 +402,7 @@ class EtcdCoordinator:
     async def _stop_tasks(self) -> None:
         for task in self._tasks:
             task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
 
     async def _shut(self) -> None:

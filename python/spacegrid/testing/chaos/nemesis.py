@@ -303,6 +303,9 @@ NEMESES: Final[dict[str, Nemesis]] = {
     "both-copies": both_copies,
 }
 
+MEMORY_ONLY: Final = ("both-copies",)
+"""Nemeses that need a cluster which keeps nothing on disk."""
+
 
 def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
     """The nemeses of these names; all where none is named.

@@ -24,7 +24,7 @@ from typing import Any, Final
 import spacegrid
 from spacegrid.client.asynchronous import AsyncGrid
 from spacegrid.errors import ConfigError, SpaceGridError
-from spacegrid.testing.chaos.nemesis import NEMESES, Scene, chosen
+from spacegrid.testing.chaos.nemesis import MEMORY_ONLY, NEMESES, Scene, chosen
 from spacegrid.testing.chaos.recorder import GIVE_UP_S, Recorder
 from spacegrid.testing.chaos.workload import Mixed, Workload
 from spacegrid.testing.checks import Violation
@@ -151,8 +151,11 @@ class ChaosRun:
     # ---- a cycle
 
     async def _cycle(self, number: int) -> None:
-        stage = await self._healthy_cluster()
         name = self._draw()
+        if name in MEMORY_ONLY:
+            # Copies that are on disk come back from there; only memory is surely gone.
+            await self._end_cluster(check=True)
+        stage = await self._healthy_cluster(lmdb=name not in MEMORY_ONLY)
         self._round += 1
         self._tally.nemeses[name] += 1
         self._progress.cycle(number, name, "load")
@@ -224,7 +227,7 @@ class ChaosRun:
 
     # ---- clusters
 
-    async def _healthy_cluster(self) -> Wired:
+    async def _healthy_cluster(self, *, lmdb: bool) -> Wired:
         if self._wired is None:
             self._clusters += 1
             self._round = 0
@@ -238,6 +241,7 @@ class ChaosRun:
                     units=tuple(dict.fromkeys((*self.workload.units, *options.units))),
                     partitions=options.partitions,
                     copies=options.copies,
+                    lmdb=lmdb,
                     arguments=("--log-level", "debug"),
                 )
             )

@@ -1,5 +1,7 @@
 //! Carrying out requests at the primary.
 //!
+//! Over 500 lines in one room: each operation answers by the same rules, which are read side by side.
+//!
 //! Conditions and reads look into the overlay first and then into the tables; every answer leaves
 //! after the commit of the position at which it was computed. With nobody else to wait for, a write
 //! goes straight into the tables. Refusals of admission (not the primary, too few copies, no memory, a
