@@ -24,6 +24,7 @@ from spacegrid.security.access import METHODS, ROLE_NAMES, Role
 from spacegrid.security.authority import Authority
 from spacegrid.security.client import ClientSecurity, client_security
 from spacegrid.security.files import load_material, node_dns
+from spacegrid.security.secret import Secret
 from spacegrid.testing import LocalCluster
 from spacegrid.transport.channel import CHANNEL_OPTIONS
 from spacegrid.v1 import data_pb2, data_pb2_grpc, peers_pb2, peers_pb2_grpc
@@ -462,6 +463,7 @@ def test_a_grid_and_its_etcd_speak_tls_with_one_authority(tmp_path: Path) -> Non
         entries = grid.map("etcd", key=str, value=int)
         entries.put("a", 1)
         assert entries.get("a") == 1
-        shown = repr(EtcdOptions(etcd.addresses, "default", True, key=b"k3y", password="pass"))
+        key, password = Secret("k3y"), Secret("pass-phrase")
+        shown = repr(EtcdOptions(etcd.addresses, "default", True, key=key, password=password))
         assert "k3y" not in shown
-        assert "pass" not in shown
+        assert "pass-phrase" not in shown
