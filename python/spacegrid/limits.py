@@ -34,7 +34,7 @@ STREAM_RESULTS_MAX: Final = 100_000
 """Request results kept per partition and request stream."""
 
 FRAME_WINDOW: Final = 4
-"""Frames in flight to one node, about: a smaller one waits up to 5 ms to fill."""
+"""Frames in flight to one node, about: a smaller one waits up to a millisecond to fill."""
 PAGE_ENTRIES: Final = 1000
 """Entries per page of a scan."""
 

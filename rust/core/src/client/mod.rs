@@ -59,7 +59,7 @@ pub const BACKOFF_MAX_MS: u64 = 50;
 /// Longest wait that a BACKPRESSURE reply may ask for.
 pub const HINT_MAX_MS: u64 = 10_000;
 /// Longest time that a frame waits to fill; see [`Client::set_frame_window`].
-pub const HOLD_MS: u64 = 5;
+pub const HOLD_MS: u64 = 1;
 /// A frame of this many operations is full enough to leave at once.
 pub const HELD_OPERATIONS_MAX: usize = 256;
 
