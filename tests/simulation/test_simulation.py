@@ -15,11 +15,11 @@ TESTS = Path(__file__).parents[1]
 SAME = 11
 
 
-@pytest.mark.parametrize("first", range(1, 41, 8))
+@pytest.mark.parametrize("first", range(1, 22, 3))
 def test_f12_seeds_with_cuts_of_every_kind(first: int) -> None:
     problems = [
         f"seed {seed}: {result.problem}\nagain: make sim SEED={seed}"
-        for seed in range(first, first + 8)
+        for seed in range(first, first + 3)
         if not (result := run(seed)).ok
     ]
     assert not problems, "\n".join(problems)
