@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,7 +22,9 @@ DIFFERENCES_MAX = 20
 Key: TypeAlias = tuple[str, ...]
 Rows: TypeAlias = dict[Key, dict[str, Any]]
 
-_VALUE_HEADER = struct.Struct("<QQBIH")
+_VALUE_HEADER = struct.Struct("<IQQBIH")
+_CHECKSUM_BYTES = 4
+_LONG_KEY = b"\xff\xff"
 _TUPLE = 0xC1
 
 
@@ -71,18 +74,20 @@ def _entries(environment: lmdb.Environment) -> Iterator[tuple[int, str, Key, dic
     database = environment.open_db(b"entries", create=False)
     with environment.begin(db=database) as transaction:
         for stored_key, stored in transaction.cursor():
-            partition = int.from_bytes(stored_key[:2], "big")
-            name, key, value, codec = _unpack(stored_key, stored)
+            partition, name, key, value, codec = _unpack(stored_key, stored)
             yield partition, name, key, msgspec.msgpack.decode(value) if codec == 1 else {"": value}
 
 
-def _unpack(stored_key: bytes, stored: bytes) -> tuple[str, Key, bytes, int]:
-    _, _, codec, _, key_length = _VALUE_HEADER.unpack_from(stored)
+def _unpack(stored_key: bytes, stored: bytes) -> tuple[int, str, Key, bytes, int]:
+    checksum, _, _, codec, _, key_length = _VALUE_HEADER.unpack_from(stored)
+    if zlib.crc32(stored[_CHECKSUM_BYTES:], zlib.crc32(stored_key)) != checksum:
+        raise ValueError(f"the checksum of {stored_key!r} does not fit its value")
     start = _VALUE_HEADER.size
     key = stored[start : start + key_length]
-    name_length = stored_key[2]
-    name = stored_key[3 : 3 + name_length].decode()
-    return name, key_parts(key), stored[start + key_length :], codec
+    head = stored_key.removeprefix(_LONG_KEY)
+    name = head[3 : 3 + head[2]].decode()
+    value = stored[start + key_length :]
+    return int.from_bytes(head[:2], "big"), name, key_parts(key), value, codec
 
 
 def key_parts(key: bytes) -> Key:
