@@ -1,6 +1,7 @@
 """Fault proxies: what passes, what waits, and that healing loses nothing."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 
 import pytest
@@ -8,19 +9,31 @@ from spacegrid.testing import FaultLinks
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while line := await reader.readline():
-        writer.write(b"echo " + line)
+    with contextlib.suppress(ConnectionError):
+        while line := await reader.readline():
+            writer.write(b"echo " + line)
     writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
 
 
 @pytest.fixture
 async def links() -> AsyncIterator[FaultLinks]:
     """Two nodes; b is an echo server."""
-    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    echoing: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        echoing.add(task)
+        await echo(reader, writer)
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
     with FaultLinks(["a", "b"]) as made:
         made.set_target("b", f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
         yield made
     server.close()
+    await asyncio.gather(*echoing)
 
 
 async def connect(links: FaultLinks) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -33,6 +46,7 @@ async def test_bytes_pass_both_ways(links: FaultLinks) -> None:
     writer.write(b"1\n")
     assert await reader.readline() == b"echo 1\n"
     writer.close()
+    await writer.wait_closed()
 
 
 @pytest.mark.parametrize(("source", "target"), [("a", "b"), ("b", "a")])

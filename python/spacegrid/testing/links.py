@@ -22,6 +22,7 @@ from typing import Any, Final, Self, TypeVar
 
 COORDINATOR: Final = "coordinator"
 PIECE_BYTES: Final = 256 << 10
+_TICKS_TO_END: Final = 5
 
 T = TypeVar("T")
 
@@ -50,6 +51,7 @@ class FaultLinks:
         self._passed: dict[tuple[str, str], int] = {}
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="spacegrid-links", daemon=True)
         self._thread.start()
@@ -152,6 +154,9 @@ class FaultLinks:
             assert task is not None
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
+            if self._closing:
+                writer.transport.abort()
+                return
             with contextlib.suppress(OSError, asyncio.CancelledError):
                 await self._carry(source, target, reader, writer)
 
@@ -190,7 +195,11 @@ class FaultLinks:
             )
         finally:
             for each in writers:
-                each.close()
+                # A side that takes nothing would keep a polite end waiting for ever.
+                if self._closing:
+                    each.transport.abort()
+                else:
+                    each.close()
 
     async def _pump(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, link: tuple[str, str]
@@ -208,11 +217,15 @@ class FaultLinks:
                 await writer.drain()
 
     async def _shut(self) -> None:
+        self._closing = True
         for server in self._servers:
             server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # What was accepted a moment ago has no task in the list yet, and an end takes a loop tick.
+        for _ in range(_TICKS_TO_END):
+            await asyncio.sleep(0)
+            for task in list(self._tasks):
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def _first_end(pumps: Sequence[Coroutine[Any, Any, None]]) -> None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from spacegrid.errors import BatchError, MemoryFull, SpaceGridError
+from spacegrid.errors import BatchError, DeadlineExceeded, MemoryFull, SpaceGridError
 from spacegrid.testing.failover.moves import Load
 from spacegrid.testing.failover.stage import Stage
 from spacegrid.testing.failover.units import Heavy
@@ -15,8 +15,11 @@ from spacegrid.testing.figures import Target, summary
 
 BURN_S: Final = 10.0
 HOLD_S: Final = 3.0
+HOLD_CALL_S: Final = 12.0
 FILL_VALUE_BYTES: Final = 4096
 FILL_BATCH: Final = 200
+ROOM_S: Final = 5.0
+"""How long deletes may take until their memory can be used again, on the backups too."""
 RESIDENT_FACTOR: Final = 2.5
 RESIDENT_BASE_BYTES: Final = 250 << 20
 
@@ -41,22 +44,34 @@ async def burnt(stage: Stage) -> tuple[dict[str, Any], list[Target]]:
 
 
 async def held(stage: Stage) -> tuple[dict[str, Any], list[Target]]:
-    """A handler holds the interpreter for 3 s: its partitions may change hands, nothing is lost."""
+    """A handler holds the interpreter for 3 s: its partitions may change hands, nothing is lost.
+
+    Each node that runs it loses its lease meanwhile, and the turn with it, so the call may find no
+    answer at all; what it may not do is count more than once.
+    """
     await stage.ready()
     load = Load(stage)
-    calls = stage.grid.options(timeout=60)
+    calls = stage.grid.options(timeout=HOLD_CALL_S)
+    unanswered = 0
     for cycle in range(stage.options.cycles):
         key = f"hold-{cycle}"
-        counted = await calls.call(Heavy.hold, key, HOLD_S)
+        answered: int | None = None
+        try:
+            answered = await calls.call(Heavy.hold, key, HOLD_S)
+        except DeadlineExceeded:
+            unanswered += 1
         stage.tell(f"a handler held the interpreter {HOLD_S:g} s: {_longest(load):,.0f} ms")
-        if counted != 1 or await stage.grid.map(Heavy.calls).get(key) != 1:
-            stage.violations.append(f"a handler ran {counted} times for one call")
+        await stage.ready()
+        counted = await stage.grid.map(Heavy.calls).get(key, timeout=HOLD_CALL_S)
+        if counted not in (1, answered) or answered not in (1, None):
+            stage.violations.append(f"answered {answered}, counted {counted} for one call")
         await asyncio.to_thread(_restart_ended, stage)
         await stage.ready()
     pauses = load.reset()
     await load.stop()
     await stage.check_probes()
     return {
+        "hold_unanswered": unanswered,
         "hold_errors": len(load.errors),
         **summary("hold_slowest_write", list(pauses.values())),
     }, []
@@ -125,11 +140,25 @@ async def _still_there(stage: Stage, where: Any, kept: list[int]) -> dict[str, A
     if len(stage.cluster.alive) < stage.options.nodes:
         stage.violations.append(f"only {stage.cluster.alive} run at the quota")
     await where.delete_many(kept[: FILL_BATCH * 4], timeout=10)
-    try:
-        await where.put(kept[0], bytes(16), timeout=10)
-    except SpaceGridError as error:
+    if error := await _refusal_after_deletes(where, kept[0]):
         stage.violations.append(f"a write after deletes was refused: {error}")
     return {"quota_missing": missing, **summary("quota_read_batch", took)}
+
+
+async def _refusal_after_deletes(where: Any, key: int) -> SpaceGridError | None:
+    """Why a small write is still refused; news of a backup's room takes a moment."""
+    until = time.monotonic() + ROOM_S
+    while True:
+        try:
+            await where.put(key, bytes(16), timeout=10)
+        except MemoryFull as error:
+            if time.monotonic() > until:
+                return error
+            await asyncio.sleep(0.05)
+        except SpaceGridError as error:
+            return error
+        else:
+            return None
 
 
 def _resident_bytes(pid: int) -> int:
