@@ -114,7 +114,9 @@ impl Upstream {
         tokio::pin!(up, down);
         tokio::select! {
             done = &mut down => done,
-            sent = &mut up => { sent?; down.await }
+            // Where sending up fails, the server behind may have answered early and then closed its side:
+            // its answer is what counts, and it says as well when there is none.
+            _ = &mut up => down.await,
         }
     }
 }
@@ -123,11 +125,7 @@ async fn upload(mut body: RecvStream, mut stream: SendStream<Payload>) -> Result
     if body.is_end_stream() {
         return Ok(());
     }
-    match pump(&mut body, &mut stream).await {
-        // The server behind has answered early and takes no more: its answer is what counts.
-        Err(error) if error.reason() == Some(Reason::NO_ERROR) => Ok(()),
-        other => other,
-    }
+    pump(&mut body, &mut stream).await
 }
 
 /// Carry data and trailers one way, until their end or that of either side.
