@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,9 @@ import pytest
 from coordinator_clusters import EtcdSpace
 from etcd import Etcd
 from spacegrid.config import load
-from spacegrid.coordinator.etcd import EtcdCoordinator, EtcdOptions
+from spacegrid.coordinator.etcd import EtcdCoordinator, EtcdOptions, decisions
+from spacegrid.coordinator.etcd.client import EtcdClient
+from spacegrid.coordinator.etcd.layout import Keys
 from spacegrid.errors import ConfigError, ConnectionFailed, ProtocolError
 from spacegrid.machine.table import Registration
 from spacegrid.security.authority import Authority
@@ -130,6 +133,22 @@ async def test_a_user_logs_in_and_again_when_etcd_forgot(guarded: Etcd, tmp_path
     assert await node.confirm() == controller
     assert (await node.write(controller.term, 1, [])).accepted
     await space.stop()
+
+
+async def test_calls_that_fail_together_with_an_old_token_all_get_the_new_one(
+    guarded: Etcd, tmp_path: Path
+) -> None:
+    client = EtcdClient(
+        msgspec.structs.replace(
+            options(guarded), user="grid", password=Secret("secret"), space="together"
+        )
+    )
+    client._token = "forgotten.1"
+    # All are refused once, and only the first of them finds the old token still there.
+    read = decisions.read_keys((Keys("together").term,))
+    answers = await asyncio.gather(*(client.read(read, 5.0) for _ in range(20)))
+    assert all(answer.header.revision for answer in answers)
+    await client.close()
 
 
 async def test_a_wrong_password_is_refused(guarded: Etcd) -> None:

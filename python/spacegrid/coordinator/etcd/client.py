@@ -292,12 +292,13 @@ class EtcdClient:
 
     async def _ask(self, member: Member, call: Callable[[Member, _Metadata], Awaitable[R]]) -> R:
         for attempt in (0, 1):
+            metadata = await self._metadata(member)
             try:
-                return await call(member, await self._metadata(member))
+                return await call(member, metadata)
             except grpc.aio.AioRpcError as error:
                 details = error.details() or ""
-                if attempt == 0 and self._token and any(old in details for old in _OLD_TOKEN):
-                    self._token = ""
+                if attempt == 0 and metadata and any(old in details for old in _OLD_TOKEN):
+                    self._forget(metadata)
                     continue
                 raise failure(error, member.address) from None
         raise AssertionError("unreachable")
@@ -315,6 +316,11 @@ class EtcdClient:
                 raise failure(error, member.address) from None
             self._token = answer.token
         return (("token", self._token),)
+
+    def _forget(self, refused: _Metadata) -> None:
+        """Drop a token that a member refused, unless another call has fetched a new one since."""
+        if refused == (("token", self._token),):
+            self._token = ""
 
     def _unanswered(self, how: str) -> ConnectionFailed:
         addresses = self._options.members
