@@ -253,11 +253,20 @@ def test_a_hung_primary_is_promoted_over_when_its_lease_is_surely_over() -> None
     desk = settled(1, 2, 3)
     last_grant_ms = desk.now_ms // HEARTBEAT_MS * HEARTBEAT_MS
     desk.run(last_grant_ms + GRANTED_MS // LOOK_MS * LOOK_MS, 1, 3)
-    assert desk.controller.suspected == {2}
+    assert desk.controller.suspicions() == {2: "silent"}
     assert not desk.writes, "it may still be answering"
     desk.run(last_grant_ms + GRANTED_MS + LOOK_MS, 1, 3)
     (entry,) = desk.writes[0].entries
     assert (entry.primary, entry.epoch, entry.in_sync, entry.former) == (3, 4, (3,), (2,))
+
+
+def test_a_node_that_is_heard_and_stands_still_is_called_stuck() -> None:
+    desk = settled(1, 2, 3)
+    until_ms = desk.now_ms + STUCK_MS[0] + 2 * HEARTBEAT_MS
+    while desk.now_ms < until_ms:
+        desk.run(desk.now_ms + HEARTBEAT_MS, 1)
+        desk.handle(Heartbeat(2, desk.now_ms, (7, desk.now_ms, desk.now_ms)))
+    assert desk.controller.suspicions() == {2: "stuck", 3: "silent"}
 
 
 def test_a_primary_that_ended_is_promoted_over_at_once() -> None:

@@ -64,6 +64,11 @@ def test_counts_say_what_is_not_as_it_should_be() -> None:
     assert counts.primaries == {4: 2}
     assert counts.copies == {4: 2, 5: 1}
     assert (counts.under_replicated, counts.unserved, counts.lost) == (2, 1, (0,))
+    unavailable = PartitionEntry(0, 1, 2, State.UNAVAILABLE, in_sync=(4,))
+    recovering = PartitionEntry(2, 1, 2, State.RECOVERING, in_sync=(5,))
+    counts = table().apply(8, [unavailable, recovering]).counts()
+    assert (counts.unavailable, counts.recovering, counts.lost) == ((0,), (2,), ())
+    assert new_table(LIFE, partition_count=3, copies=2, min_in_sync=2).counts().unavailable == ()
 
 
 def test_routes_name_the_primary_or_nobody() -> None:

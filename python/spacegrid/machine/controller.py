@@ -173,6 +173,11 @@ class Controller:
         """Nodes that have not ended and do not behave."""
         return self._suspected
 
+    def suspicions(self) -> dict[int, str]:
+        """Why each suspected node is: it is ``silent``, or a loop of it is ``stuck``."""
+        silent = self._liveness.silent
+        return {copy: "silent" if copy in silent else "stuck" for copy in sorted(self._suspected)}
+
     def has_authority(self, now_ms: int) -> bool:
         """Whether this node's word as controller counts: its term was confirmed a moment ago."""
         if not self.config.leases:

@@ -48,6 +48,8 @@ class Liveness:
         """Know nobody."""
         #: Nodes that do not behave; empty while too few are heard to judge.
         self.suspected: frozenset[int] = frozenset()
+        #: Those of them that are not heard; of the others a loop stands still.
+        self.silent: frozenset[int] = frozenset()
         #: Fewer than half of the nodes are heard: it may well be this node that is cut off.
         self.isolated = False
         self._heard: dict[int, _Heard] = {}
@@ -67,7 +69,7 @@ class Liveness:
         self._granted_ms = {}
         self._fresh_until_ms = now_ms + FRESH_WAIT_MS
         self._looked_ms = now_ms
-        self.suspected, self.isolated = frozenset(), False
+        self.suspected, self.silent, self.isolated = frozenset(), frozenset(), False
 
     def set_registrations(self, registrations: tuple[Registration, ...], now_ms: int) -> None:
         """Take who has not ended; a node that is new has just been heard."""
@@ -127,7 +129,7 @@ class Liveness:
         if self.isolated:
             return
         stuck = {copy for copy, heard in self._heard.items() if _is_stuck(heard, now_ms)}
-        self.suspected = frozenset(silent | stuck)
+        self.suspected, self.silent = frozenset(silent | stuck), frozenset(silent)
 
 
 def _is_stuck(heard: _Heard, now_ms: int) -> bool:

@@ -212,13 +212,17 @@ class TableCounts(msgspec.Struct, frozen=True):
         under_replicated: Partitions with fewer complete copies than wanted.
         unserved: Partitions without a primary, lost ones among them.
         lost: Partitions that have lost every copy.
+        unavailable: Placed once, and nothing that could serve is there; some of it may come back.
+        recovering: Some of what could serve is there, the rest is waited for.
     """
 
     primaries: Mapping[int, int]
     copies: Mapping[int, int]
     under_replicated: int
     unserved: int
-    lost: tuple[int, ...]
+    lost: tuple[int, ...] = ()
+    unavailable: tuple[int, ...] = ()
+    recovering: tuple[int, ...] = ()
 
 
 class Table(msgspec.Struct, frozen=True):
@@ -323,7 +327,7 @@ class Table(msgspec.Struct, frozen=True):
         primaries: Counter[int] = Counter()
         copies: Counter[int] = Counter()
         under_replicated = unserved = 0
-        lost = []
+        without: dict[State, list[int]] = {state: [] for state in State}
         for entry in self.entries:
             if entry.state is State.OK:
                 primaries[entry.primary] += 1
@@ -332,9 +336,17 @@ class Table(msgspec.Struct, frozen=True):
             else:
                 unserved += 1
                 under_replicated += 1
-                if entry.state is State.LOST:
-                    lost.append(entry.partition)
-        return TableCounts(primaries, copies, under_replicated, unserved, tuple(lost))
+                if entry.epoch:
+                    without[entry.state].append(entry.partition)
+        return TableCounts(
+            primaries,
+            copies,
+            under_replicated,
+            unserved,
+            lost=tuple(without[State.LOST]),
+            unavailable=tuple(without[State.UNAVAILABLE]),
+            recovering=tuple(without[State.RECOVERING]),
+        )
 
     def check(self) -> None:
         """Assert the invariants of the table (T1 to T8); for tests, and after a table was read.

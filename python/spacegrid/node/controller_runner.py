@@ -139,10 +139,11 @@ class ControllerRunner:
 
     # ---- heartbeats
 
-    @property
-    def suspected(self) -> frozenset[int]:
-        """Nodes that this node, as controller, does not believe to be well."""
-        return self._machine.suspected if self._active else frozenset()
+    def suspicions(self) -> dict[int, str] | None:
+        """Why this node suspects others; None: its word as controller does not count now."""
+        if not self._machine.has_authority(clock.boottime_ms()):
+            return None
+        return self._machine.suspicions()
 
     def take_heartbeat(
         self, sender: int, nonce: int, progress: tuple[int, ...], heard_term: int

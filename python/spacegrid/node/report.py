@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
@@ -24,6 +24,8 @@ def cluster_status(address: str) -> dict[str, Any]:
         reply = admin.status()
     with ThreadPoolExecutor(max_workers=16) as pool:
         details = list(pool.map(_details, [node.address for node in reply.nodes]))
+    controller = _newest([reply, *(own for own in details if own is not None)])
+    suspects = {suspect.incarnation: suspect.why for suspect in controller.suspects}
     return {
         "cluster_id": reply.cluster_id.hex(),
         "revision": reply.revision,
@@ -32,26 +34,49 @@ def cluster_status(address: str) -> dict[str, Any]:
         "under_replicated": reply.under_replicated,
         "unserved": reply.unserved,
         "lost": list(reply.lost),
-        "nodes": [_node(node, own) for node, own in zip(reply.nodes, details, strict=True)],
+        "unavailable": list(reply.unavailable),
+        "recovering": list(reply.recovering),
+        "controller": {
+            "node": controller.node,
+            "incarnation": controller.incarnation,
+            "term": controller.term,
+            "answers": controller.here,
+        },
+        "nodes": [
+            _node(node, own.self if own else None, controller, suspects)
+            for node, own in zip(reply.nodes, details, strict=True)
+        ],
     }
 
 
-def _details(address: str) -> admin_pb2.NodeStatus | None:
+def _details(address: str) -> admin_pb2.StatusReply | None:
     try:
         with AdminClient(address, DETAIL_TIMEOUT_S) as admin:
-            return admin.status().self
+            return admin.status()
     except ConnectionFailed:
         return None
 
 
-def _node(node: admin_pb2.NodeStatus, own: admin_pb2.NodeStatus | None) -> dict[str, Any]:
+def _newest(replies: Sequence[admin_pb2.StatusReply]) -> admin_pb2.ControllerStatus:
+    """What is known of the controller: of the newest term, in its own words where it answers."""
+    return max((r.controller for r in replies), key=lambda known: (known.term, known.here))
+
+
+def _node(
+    node: admin_pb2.NodeStatus,
+    own: admin_pb2.NodeStatus | None,
+    controller: admin_pb2.ControllerStatus,
+    suspects: Mapping[int, str],
+) -> dict[str, Any]:
     return {
         "name": node.name,
         "address": node.address,
         "incarnation": node.incarnation,
         "pid": node.pid,
         "state": own.state if own else "not answering",
-        "controller": node.controller,
+        "suspected": suspects.get(node.incarnation),
+        "controller": node.incarnation == controller.incarnation,
+        "lease": _lease(own.lease) if own and own.HasField("lease") else None,
         "primaries": node.primaries,
         "copies": node.copies,
         "memory_bytes": own.memory_bytes if own else None,
@@ -59,6 +84,14 @@ def _node(node: admin_pb2.NodeStatus, own: admin_pb2.NodeStatus | None) -> dict[
         "entries": own.entries if own else None,
         "data_folder": own.data_folder if own else "",
         "pumps": [_pump(pump) for pump in own.pumps] if own else [],
+    }
+
+
+def _lease(lease: admin_pb2.LeaseStatus) -> dict[str, int]:
+    return {
+        "left_ms": lease.left_ms,
+        "revision": lease.revision,
+        "withheld": lease.withheld,
     }
 
 
@@ -75,25 +108,9 @@ def _pump(pump: admin_pb2.PumpStatus) -> dict[str, Any]:
 
 def status_text(document: dict[str, Any]) -> str:
     """The status for a person."""
-    rows = [
-        ("node", "address", "pid", "state", "primaries", "copies", "entries", "memory", "pumps")
-    ]
-    for node in document["nodes"]:
-        rows.append(
-            (
-                node["name"] + (" *" if node["controller"] else ""),
-                node["address"],
-                str(node["pid"]),
-                node["state"],
-                str(node["primaries"]),
-                str(node["copies"]),
-                "-" if node["entries"] is None else str(node["entries"]),
-                "-" if node["memory_bytes"] is None else f"{node['memory_bytes'] / _MIB:.1f} MiB",
-                ", ".join(_pump_text(pump) for pump in node["pumps"]) or "-",
-            )
-        )
-    lines = _table(rows)
-    lines.append("* controller")
+    columns = "node address pid state lease primaries copies entries memory pumps"
+    lines = _table([tuple(columns.split()), *map(_node_row, document["nodes"])])
+    lines.append(_controller_text(document["controller"]))
     lines.append(
         f"cluster {document['cluster_id'][:8]}, table revision {document['revision']}, "
         f"{document['copies_wanted']} copies wanted, a write needs {document['min_in_sync']}"
@@ -104,9 +121,45 @@ def status_text(document: dict[str, Any]) -> str:
     )
     if document["unserved"]:
         lines.append(f"UNSERVED: {document['unserved']} partitions have no primary")
-    if document["lost"]:
-        lines.append(f"LOST: partitions {', '.join(map(str, document['lost']))}")
+    lines += [
+        f"{state.upper()}: partitions {', '.join(map(str, document[state]))}"
+        for state in ("recovering", "unavailable", "lost")
+        if document[state]
+    ]
     return "\n".join(lines)
+
+
+def _node_row(node: dict[str, Any]) -> tuple[str, ...]:
+    suspected = f", suspected: {node['suspected']}" if node["suspected"] else ""
+    return (
+        node["name"] + (" *" if node["controller"] else ""),
+        node["address"],
+        str(node["pid"]),
+        node["state"] + suspected,
+        _lease_text(node["lease"]),
+        str(node["primaries"]),
+        str(node["copies"]),
+        "-" if node["entries"] is None else str(node["entries"]),
+        "-" if node["memory_bytes"] is None else f"{node['memory_bytes'] / _MIB:.1f} MiB",
+        ", ".join(_pump_text(pump) for pump in node["pumps"]) or "-",
+    )
+
+
+def _lease_text(lease: dict[str, int] | None) -> str:
+    """For how long, by which table, and what it cost not to have one."""
+    if lease is None:
+        return "-"
+    left = f"{lease['left_ms']} ms at {lease['revision']}" if lease["left_ms"] else "over"
+    return f"{left}, {lease['withheld']} withheld" if lease["withheld"] else left
+
+
+def _controller_text(controller: dict[str, Any]) -> str:
+    if not controller["node"]:
+        return f"* controller: none, the last term is {controller['term']}"
+    text = f"* controller: {controller['node']}, term {controller['term']}"
+    if controller["answers"]:
+        return text
+    return f"{text}; it does not answer as one: whom it suspects is not known"
 
 
 def _pump_text(pump: dict[str, Any]) -> str:

@@ -147,6 +147,7 @@ class NodeStatus(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     PUMPS_FIELD_NUMBER: _builtins.int
     DATA_FOLDER_FIELD_NUMBER: _builtins.int
+    LEASE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     incarnation: _builtins.int
@@ -164,6 +165,10 @@ class NodeStatus(_message.Message):
     data_folder: _builtins.str
     @_builtins.property
     def pumps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PumpStatus]: ...
+    @_builtins.property
+    def lease(self) -> Global___LeaseStatus:
+        """Its right to answer; not set where it needs none: a node alone."""
+
     def __init__(
         self,
         *,
@@ -180,14 +185,107 @@ class NodeStatus(_message.Message):
         entries: _builtins.int = ...,
         pumps: _abc.Iterable[Global___PumpStatus] | None = ...,
         data_folder: _builtins.str = ...,
+        lease: Global___LeaseStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "controller", b"controller", "copies", b"copies", "data_folder", b"data_folder", "entries", b"entries", "incarnation", b"incarnation", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "primaries", b"primaries", "pumps", b"pumps", "quota_bytes", b"quota_bytes", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "controller", b"controller", "copies", b"copies", "data_folder", b"data_folder", "entries", b"entries", "incarnation", b"incarnation", "lease", b"lease", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "primaries", b"primaries", "pumps", b"pumps", "quota_bytes", b"quota_bytes", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeStatus: _TypeAlias = NodeStatus  # noqa: Y015
+
+@_typing.final
+class LeaseStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEFT_MS_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    WITHHELD_FIELD_NUMBER: _builtins.int
+    left_ms: _builtins.int
+    """Milliseconds for which it is good from now on; 0: it is over, every answer is "unknown"."""
+    revision: _builtins.int
+    """Revision of the table that it was granted at; 0: it never had one."""
+    withheld: _builtins.int
+    """Answers that became "unknown" so far, because there was no lease when they were to leave."""
+    def __init__(
+        self,
+        *,
+        left_ms: _builtins.int = ...,
+        revision: _builtins.int = ...,
+        withheld: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_ms", b"left_ms", "revision", b"revision", "withheld", b"withheld"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeaseStatus: _TypeAlias = LeaseStatus  # noqa: Y015
+
+@_typing.final
+class ControllerStatus(_message.Message):
+    """The controller, as the node that answers knows it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    TERM_FIELD_NUMBER: _builtins.int
+    HERE_FIELD_NUMBER: _builtins.int
+    SUSPECTS_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    """Empty: nobody yet, or a node that has ended."""
+    incarnation: _builtins.int
+    term: _builtins.int
+    here: _builtins.bool
+    """The node that answers is the controller, and its word counts now."""
+    @_builtins.property
+    def suspects(self) -> _containers.RepeatedCompositeFieldContainer[Global___Suspect]:
+        """Only where here is true: nodes that have not ended and do not behave."""
+
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+        term: _builtins.int = ...,
+        here: _builtins.bool = ...,
+        suspects: _abc.Iterable[Global___Suspect] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["here", b"here", "incarnation", b"incarnation", "node", b"node", "suspects", b"suspects", "term", b"term"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControllerStatus: _TypeAlias = ControllerStatus  # noqa: Y015
+
+@_typing.final
+class Suspect(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: _builtins.int
+    INCARNATION_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    node: _builtins.str
+    incarnation: _builtins.int
+    why: _builtins.str
+    """silent: it is not heard. stuck: it is heard, and one of its loops stands still."""
+    def __init__(
+        self,
+        *,
+        node: _builtins.str = ...,
+        incarnation: _builtins.int = ...,
+        why: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "node", b"node", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Suspect: _TypeAlias = Suspect  # noqa: Y015
 
 @_typing.final
 class PumpStatus(_message.Message):
@@ -239,6 +337,9 @@ class StatusReply(_message.Message):
     UNDER_REPLICATED_FIELD_NUMBER: _builtins.int
     UNSERVED_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    CONTROLLER_FIELD_NUMBER: _builtins.int
+    UNAVAILABLE_FIELD_NUMBER: _builtins.int
+    RECOVERING_FIELD_NUMBER: _builtins.int
     cluster_id: _builtins.bytes
     revision: _builtins.int
     copies_wanted: _builtins.int
@@ -258,6 +359,16 @@ class StatusReply(_message.Message):
     def lost(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Partitions that have lost every copy."""
 
+    @_builtins.property
+    def controller(self) -> Global___ControllerStatus: ...
+    @_builtins.property
+    def unavailable(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Partitions without a primary that something may still come back for: nothing that could serve
+        them is there, and some of it is.
+        """
+
+    @_builtins.property
+    def recovering(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self_,  # pyright: ignore[reportSelfClsParameterName]
         *,
@@ -270,10 +381,13 @@ class StatusReply(_message.Message):
         under_replicated: _builtins.int = ...,
         unserved: _builtins.int = ...,
         lost: _abc.Iterable[_builtins.int] | None = ...,
+        controller: Global___ControllerStatus | None = ...,
+        unavailable: _abc.Iterable[_builtins.int] | None = ...,
+        recovering: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["self", b"self"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["controller", b"controller", "self", b"self"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "copies_wanted", b"copies_wanted", "lost", b"lost", "min_in_sync", b"min_in_sync", "nodes", b"nodes", "revision", b"revision", "self", b"self", "under_replicated", b"under_replicated", "unserved", b"unserved"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cluster_id", b"cluster_id", "controller", b"controller", "copies_wanted", b"copies_wanted", "lost", b"lost", "min_in_sync", b"min_in_sync", "nodes", b"nodes", "recovering", b"recovering", "revision", b"revision", "self", b"self", "unavailable", b"unavailable", "under_replicated", b"under_replicated", "unserved", b"unserved"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 
+from spacegrid import clock
 from spacegrid.errors import SpaceGridError
 from spacegrid.machine.acceptance import Choice, How, copies_on_disk
 from spacegrid.machine.draft import Nodes
@@ -62,6 +63,24 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             under_replicated=counts.under_replicated,
             unserved=counts.unserved,
             lost=counts.lost,
+            controller=self._controller(),
+            unavailable=counts.unavailable,
+            recovering=counts.recovering,
+        )
+
+    def _controller(self) -> admin_pb2.ControllerStatus:
+        view, runner = self._daemon.view, self._daemon.controller
+        holder = view.registrations.get(view.controller.incarnation)
+        suspicions = runner.suspicions() if runner.active else None
+        return admin_pb2.ControllerStatus(
+            node=holder.name if holder is not None else "",
+            incarnation=view.controller.incarnation,
+            term=view.controller.term,
+            here=suspicions is not None,
+            suspects=[
+                admin_pb2.Suspect(node=view.name(copy), incarnation=copy, why=why)
+                for copy, why in (suspicions or {}).items()
+            ],
         )
 
     def _own_status(self, primaries: Any, copies: Any) -> admin_pb2.NodeStatus:
@@ -81,6 +100,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             entries=core.get("entries", 0),
             pumps=[_pump_status(label, pump) for label, pump in daemon.pumps.items()],
             data_folder=str(daemon.config.data or ""),
+            lease=_lease_status(core) if daemon.config.coordinator else None,
         )
 
     async def Partitions(
@@ -175,6 +195,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             await context.abort(
                 grpc.StatusCode.UNAVAILABLE, f"this node is {self._daemon.state}: no table yet"
             )
+
+
+def _lease_status(core: dict[str, int]) -> admin_pb2.LeaseStatus:
+    return admin_pb2.LeaseStatus(
+        left_ms=max(0, core["lease_until_ms"] - clock.boottime_ms()),
+        revision=core["lease_revision"],
+        withheld=core["withheld"],
+    )
 
 
 def _pump_status(label: str, pump: Any) -> admin_pb2.PumpStatus:
