@@ -99,6 +99,9 @@ def _root(
 @app.command()
 def node(
     name: Annotated[str | None, typer.Option(help="Node name, unique in the cluster.")] = None,
+    zone: Annotated[
+        str | None, typer.Option(help="What fails together with it: copies are kept in others.")
+    ] = None,
     listen: Annotated[
         str | None,
         typer.Option(help=f"host:port, off loopback with TLS only; default {ADDRESS_DEFAULT}."),
@@ -186,6 +189,7 @@ def node(
         settings = load(
             {
                 "name": name,
+                "zone": zone,
                 "listen": listen,
                 "advertise": advertise,
                 "tls_ca": tls_ca,

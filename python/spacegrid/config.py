@@ -46,6 +46,8 @@ class NodeConfig:
 
     Attributes:
         name: Node name, unique in the cluster; empty: `node-` and the port.
+        zone: What fails together with this node (a rack, a site); empty: it fails alone. Copies of
+            one partition are kept in distinct zones.
         listen: host:port to listen on; port 0 takes a free one. Loopback, unless TLS and tokens
             are set.
         advertise: Host that others reach this node at; empty: the one of `listen`.
@@ -88,6 +90,7 @@ class NodeConfig:
     """
 
     name: str = ""
+    zone: str = ""
     listen: str = ADDRESS_DEFAULT
     advertise: str = ""
     tls_ca: Path | None = None
@@ -339,6 +342,11 @@ def check(config: NodeConfig) -> NodeConfig:
         raise ConfigError(
             f"node name {config.name!r} is not 1 to {NAME_BYTES_MAX} letters, digits, dots, "
             "dashes and underscores"
+        )
+    if config.zone and (not _NAME.match(config.zone) or len(config.zone.encode()) > NAME_BYTES_MAX):
+        raise ConfigError(
+            f"zone {config.zone!r} is not 1 to {NAME_BYTES_MAX} letters, digits, dots, dashes and "
+            "underscores"
         )
     if config.coordinator.startswith(ETCD_SCHEMES):
         _check_etcd(config)

@@ -9,6 +9,8 @@ from spacegrid._core import assign
 
 BALANCE_MAX = 1.05
 MOVED_MAX = 1.02
+#: Where zones leave fewer ways for a move.
+ZONES_MOVED_MAX = 1.05
 
 
 def names(count: int) -> list[str]:
@@ -60,6 +62,82 @@ def test_zones_keep_copies_apart() -> None:
     nodes = [(name, 1.0, zones[index % 3]) for index, name in enumerate(names(7))]
     for holders in assign(1024, 3, nodes):
         assert {zones[node % 3] for node in holders} == set(zones)
+
+
+ZonedNode = tuple[str, float, str]
+
+
+def zoned(*sizes: int) -> list[ZonedNode]:
+    """Nodes of several zones, in turn, so that a longer list of them begins as a shorter one."""
+    return [
+        (f"{zone}-{index}", 1.0, zone)
+        for index in range(max(sizes))
+        for zone, size in zip("abcdef", sizes, strict=False)
+        if index < size
+    ]
+
+
+def carried(before: list[list[int]], old: list[ZonedNode], new: list[ZonedNode]) -> list[list[int]]:
+    """Who holds what, as indexes into other nodes."""
+    place = {node: index for index, node in enumerate(new)}
+    return [[place.get(old[node], -1) for node in holders] for holders in before]
+
+
+def in_distinct_zones(assigned: list[list[int]], nodes: list[ZonedNode], copies: int) -> bool:
+    return all(len({nodes[n][2] for n in holders}) == copies for holders in assigned)
+
+
+#: Nodes a zone before and after; copies.
+CHANGES = [
+    ((2, 2, 2), (2, 2, 3), 2),  # a node joins
+    ((4, 4, 4), (4, 4, 5), 3),
+    ((3, 3, 3), (3, 3, 2), 2),  # a node leaves
+    ((4, 4, 4), (4, 3, 4), 3),
+    ((3, 3), (3, 3, 3), 2),  # a zone is added
+    ((4, 4, 4), (4, 4, 4, 4), 3),
+    ((3, 3, 3, 3), (3, 3, 3), 2),  # a zone is gone
+    ((5, 5, 5, 5, 5), (5, 5, 5, 5, 5, 5), 3),
+    ((1, 1, 1), (1, 1, 1, 1), 2),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "copies"), CHANGES)
+def test_zones_that_change_move_little_and_leave_copies_apart_and_balance(
+    before: tuple[int, ...], after: tuple[int, ...], copies: int
+) -> None:
+    old, new = zoned(*before), zoned(*after)
+    first = assign(1024, copies, old)
+    assert in_distinct_zones(first, old, copies)
+    held = carried(first, old, new)
+    second = assign(1024, copies, new, held)
+    assert in_distinct_zones(second, new, copies)
+    counts = Counter(node for holders in second for node in holders)
+    kept = Counter(node for holders in held for node in holders)
+    # Who has more than before must get it from somewhere: that is the least that can move.
+    ideal = sum(max(0, counts[node] - kept[node]) for node in range(len(new)))
+    assert moved(held, second) <= ideal * ZONES_MOVED_MAX
+    if len(set(after)) == 1 or copies < len(after):
+        assert max(balance(second, len(new))) <= BALANCE_MAX
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=1, max_size=9),
+    st.integers(1, 3),
+    st.lists(st.lists(st.integers(-1, 8), max_size=5), min_size=48, max_size=48),
+)
+def test_no_zone_has_two_copies_while_there_are_as_many_zones_as_copies(
+    zones: list[str], copies: int, current: list[list[int]]
+) -> None:
+    """Whatever was there before; a node without a zone is one of its own."""
+    count = len(zones)
+    nodes = [(name, 1.0, zone or None) for name, zone in zip(names(count), zones, strict=True)]
+    zone_of = [zone or f"alone-{index}" for index, zone in enumerate(zones)]
+    current = [[node if node < count else -1 for node in holders] for holders in current]
+    assigned = assign(48, copies, nodes, current)
+    expected = min(copies, len(set(zone_of)))
+    for holders in assigned:
+        assert len(holders) == min(copies, count)
+        assert len({zone_of[node] for node in holders}) == expected
 
 
 def test_nodes_are_names_or_tuples() -> None:

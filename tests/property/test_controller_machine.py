@@ -31,11 +31,19 @@ class Walk:
         )
         self.names = 0
         self.disks = self.random.random() < 0.5
+        #: Zones of the nodes; empty: they have none.
+        self.zones = self.random.choice(("", "", "ab", "abc"))
 
     def join(self) -> None:
         if len(self.world.alive) < NODES_MAX and not self.world.authority.stopping:
             self.names += 1
-            self.world.join(f"node-{self.names}", disk=self.disks)
+            self.start(f"node-{self.names}")
+
+    def start(self, name: str) -> None:
+        """A node of that name, in the zone that goes with it; now and then one has none."""
+        number = int(name.removeprefix("node-"))
+        zones = (*self.zones, "") if self.zones else ("",)
+        self.world.join(name, disk=self.disks, zone=zones[number % len(zones)])
 
     def kill(self) -> None:
         if self.world.alive:
@@ -93,7 +101,7 @@ class Walk:
         self.world.stop_cluster(crash=crash)
         self.random.shuffle(names)
         for name in names:
-            self.world.join(name, disk=self.disks)
+            self.start(name)
 
     def run(self) -> None:
         steps = [self.join, self.kill, self.kill_two, self.drain, self.leave]
@@ -109,16 +117,20 @@ class Walk:
         world = self.world
         while len(world.alive) < 4:
             self.names += 1
-            world.join(f"node-{self.names}", disk=self.disks)
+            self.start(f"node-{self.names}")
         world.now_ms += 10_000
         world.deliver(Ticked())
         world.settle()
         registrations = world.authority.state.registrations
         staying = [item for item in registrations if not item.draining]
         wanted = min(world.table.copies, len(staying) or len(registrations))
+        zone_of = {item.incarnation: item.zone or item.incarnation for item in registrations}
+        zones = {zone_of[item.incarnation] for item in staying or registrations}
+        apart = min(world.table.copies, len(zones))
         for entry in world.table.entries:
             if entry.state is State.OK:
                 assert len(entry.in_sync) == wanted, entry
+                assert len({zone_of[copy] for copy in entry.in_sync}) == apart, entry
                 assert not entry.joining, entry
                 assert not entry.tails, entry
                 assert entry.target == 0, entry

@@ -85,7 +85,7 @@ class World:
 
     # ---- nodes ----
 
-    def join(self, name: str, *, disk: bool = False) -> int:
+    def join(self, name: str, *, disk: bool = False, zone: str = "") -> int:
         """A node starts; with `disk` it has a store, and what that holds after a clean stop."""
         store = name.encode().ljust(16, b".") if disk else b""
         held = self.disks.pop(store, {})
@@ -93,7 +93,7 @@ class World:
             StoredPartition(partition, epoch, sequence)
             for partition, (epoch, sequence) in held.items()
         )
-        registration = Registration(name=name, store=store, stored=stored)
+        registration = Registration(name=name, store=store, stored=stored, zone=zone)
         incarnation = self.authority.register(registration).incarnation
         for item in stored:
             self.memory[item.partition][incarnation] = item.sequence
@@ -140,7 +140,7 @@ class World:
             self.controller.handle(Deposed(), self.now_ms)
             self.controller_is, self.in_flight = 0, None
             return
-        if state.controller != self.controller_is:
+        if (state.controller, state.term) != (self.controller_is, self.term):
             self.controller_is, self.term = state.controller, state.term
             self.in_flight = None
             self.controller.handle(Deposed(), self.now_ms)

@@ -50,6 +50,7 @@ def test_a_node_without_a_name_is_called_by_its_port() -> None:
         ("coordinator", "etcd://127.0.0.1", "host:port"),
         ("coordinator", "etcd://127.0.0.1:2379/a/b", "letters, digits"),
         ("coordinator", "etcds://", "etcd://host:port"),
+        ("zone", "rack 1", "letters, digits"),
         ("nodes", 1001, "allowed is 0 to 1000"),
         ("units", ["shop"], "module:Class"),
         ("partitions", 0, "allowed is 1 to 65535"),

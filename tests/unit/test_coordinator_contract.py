@@ -97,10 +97,13 @@ async def test_incarnations_and_terms_go_on_after_a_restart(cluster: Cluster) ->
 
 
 async def test_join_tells_table_registrations_and_controller(cluster: Cluster) -> None:
-    node = await cluster.node("a", address="127.0.0.1:7", store=bytes(16))
+    node = await cluster.node("a", address="127.0.0.1:7", store=bytes(16), zone="north")
     assert node.table == msgspec.structs.replace(small_table(), life=node.table.life)
     assert node.registrations == (node.registration,)
-    assert node.registration.address == "127.0.0.1:7"
+    assert (node.registration.address, node.registration.zone) == ("127.0.0.1:7", "north")
+    other = await cluster.node("b")
+    await wait_for(other, lambda node: len(node.registrations) == 2)
+    assert [item.zone for item in other.registrations] == ["north", ""]
     assert node.controller == ControllerChanged(0, 0)
     assert not node.stopping
 

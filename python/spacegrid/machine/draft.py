@@ -52,8 +52,20 @@ class Nodes:
         #: Where copies may be put, in order of incarnation; when all drain, nowhere is better.
         self.placeable = tuple(sorted(self.live - self.draining)) or tuple(sorted(self.live))
         self.names = {item.incarnation: item.name for item in registrations}
+        #: What fails together; a node without a zone is one of its own.
+        self._zones = {item.incarnation: item.zone or item.incarnation for item in registrations}
+        self.zone_count = len({self._zones[copy] for copy in self.placeable})
         self._by_store = {item.store: item for item in registrations if item.store}
         self._stored: dict[bytes, dict[int, StoredPartition]] = {}
+
+    def zone(self, copy: int) -> str | int:
+        """The zone of a copy, also of one that is gone: that fails alone."""
+        return self._zones.get(copy, copy)
+
+    def zone_name(self, copy: int) -> str | None:
+        """The name of a live node's zone; None: it has none."""
+        zone = self.zone(copy)
+        return zone if isinstance(zone, str) else None
 
     def with_store(self, store: bytes) -> Registration | None:
         """The live node that has that store now."""

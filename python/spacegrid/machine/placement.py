@@ -1,4 +1,4 @@
-"""Where partitions should be: an even goal that is reached with the fewest moves.
+"""Where partitions should be: an even goal, its copies in distinct zones, reached by few moves.
 
 `plan` asks the core (``_core.assign``, rust/core/src/assign.rs): a function of the nodes and of who
 holds what now, so a new controller goes on where the old one was. Who calls: machine/rebalance.py.
@@ -17,7 +17,10 @@ Goal = tuple[int, ...]
 
 
 def plan(
-    holders: Mapping[int, Sequence[int]], nodes: Mapping[int, str], copies: int
+    holders: Mapping[int, Sequence[int]],
+    nodes: Mapping[int, str],
+    copies: int,
+    zones: Mapping[int, str | None] | None = None,
 ) -> dict[int, Goal]:
     """The goal for each partition.
 
@@ -27,9 +30,12 @@ def plan(
             not in ``nodes`` are ignored.
         nodes: Nodes that may hold copies: incarnation to name.
         copies: Complete copies wanted; fewer where there are fewer nodes.
+        zones: Incarnation to zone; nodes without one fail alone, each is a zone of its own.
 
     Returns:
-        For each partition its copies, the primary first. No two nodes differ by more than one copy.
+        For each partition its copies, the primary first, no two in one zone while there are at
+        least as many zones as copies. No two nodes differ by more than one copy, but where a zone
+        has too few nodes for its part.
 
     Cost: about a millisecond for 1,024 partitions; in the core, O(partitions x copies).
     """
@@ -40,7 +46,9 @@ def plan(
     current = None
     if any(holders.values()):
         current = [[index.get(copy, -1) for copy in held] for held in holders.values()]
-    placed = assign(len(holders), copies, [nodes[copy] for copy in copies_of], current)
+    zones = zones or {}
+    members = [(nodes[copy], 1.0, zones.get(copy)) for copy in copies_of]
+    placed = assign(len(holders), copies, members, current)
     return {
         partition: tuple([copies_of[place] for place in held])
         for partition, held in zip(holders, placed, strict=True)

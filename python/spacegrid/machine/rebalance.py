@@ -9,7 +9,7 @@ Who calls: machine/controller.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from spacegrid.machine.draft import Draft
 from spacegrid.machine.placement import Goal, plan
@@ -35,7 +35,8 @@ def make_goal(draft: Draft, *, first: bool) -> dict[int, Goal]:
         elif first and entry.epoch == 0:
             holders[entry.partition] = ()
     nodes = {copy: draft.nodes.names[copy] for copy in draft.nodes.placeable}
-    return plan(holders, nodes, draft.table.copies)
+    zones = {copy: draft.nodes.zone_name(copy) for copy in draft.nodes.placeable}
+    return plan(holders, nodes, draft.table.copies, zones)
 
 
 def place(draft: Draft, goal: Mapping[int, Goal]) -> None:
@@ -124,16 +125,31 @@ def _missing(draft: Draft, entry: PartitionEntry, wanted: Goal) -> list[int]:
 
     A former copy is never made to join: that would wipe what may be the last complete one. It is
     taken in again as it is, or forgotten once enough others are complete. In the place of a copy
-    that the primary can't reach another one is taken.
+    that the primary can't reach another one is taken, of a zone that has none of the partition,
+    unless there are too few zones to ask for that.
     """
     members = entry.members()
     missing = [copy for copy in wanted if copy not in members and copy not in entry.former]
     unreachable = [copy for copy in wanted if (entry.partition, copy) in draft.shunned]
     missing = [copy for copy in missing if copy not in unreachable]
-    taken = {*members, *entry.former, *wanted}
-    spare = [copy for copy in draft.nodes.placeable if copy not in taken]
     short = len(wanted) - len(members) - len(missing)
-    return missing + spare[: max(0, min(short, len(unreachable)))]
+    if short <= 0 or not unreachable:
+        return missing
+    taken = {*members, *entry.former, *wanted}
+    return missing + _spares(draft, (*members, *missing), taken)[: min(short, len(unreachable))]
+
+
+def _spares(draft: Draft, holders: Sequence[int], taken: Collection[int]) -> list[int]:
+    """Nodes that may have a copy beside those of ``holders``, each of another zone."""
+    nodes = draft.nodes
+    apart = nodes.zone_count >= draft.table.copies
+    zones = {nodes.zone(copy) for copy in holders}
+    spares = []
+    for copy in nodes.placeable:
+        if copy not in taken and not (apart and nodes.zone(copy) in zones):
+            spares.append(copy)
+            zones.add(nodes.zone(copy))
+    return spares
 
 
 def _drop_copies(draft: Draft, entry: PartitionEntry, wanted: Goal) -> PartitionEntry:

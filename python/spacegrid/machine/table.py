@@ -121,6 +121,7 @@ class Registration(msgspec.Struct, frozen=True):
         draining: The node is leaving: what it holds is moved away.
         stored: What its store holds after a clean stop; empty after anything else.
         stopped: Said last before a clean end: the store holds all that the copy held.
+        zone: What fails together with the node, at most 255 bytes; empty: it fails alone.
     """
 
     name: str
@@ -131,6 +132,7 @@ class Registration(msgspec.Struct, frozen=True):
     draining: bool = False
     stored: tuple[StoredPartition, ...] = ()
     stopped: bool = False
+    zone: str = ""
 
 
 class PartitionEntry(msgspec.Struct, frozen=True, array_like=True):

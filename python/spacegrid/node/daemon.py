@@ -218,6 +218,7 @@ class Daemon:
             pid=os.getpid(),
             store=store.store_id if store else b"",
             stored=store.stored if store else (),
+            zone=self.config.zone,
         )
         self._registration = await self._coordinator.join(registration)
         self.incarnation = self._registration.incarnation

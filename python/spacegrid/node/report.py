@@ -71,6 +71,7 @@ def _node(
     return {
         "name": node.name,
         "address": node.address,
+        "zone": node.zone,
         "incarnation": node.incarnation,
         "pid": node.pid,
         "state": own.state if own else "not answering",
@@ -108,7 +109,7 @@ def _pump(pump: admin_pb2.PumpStatus) -> dict[str, Any]:
 
 def status_text(document: dict[str, Any]) -> str:
     """The status for a person."""
-    columns = "node address pid state lease primaries copies entries memory pumps"
+    columns = "node zone address pid state lease primaries copies entries memory pumps"
     lines = _table([tuple(columns.split()), *map(_node_row, document["nodes"])])
     lines.append(_controller_text(document["controller"]))
     lines.append(
@@ -133,6 +134,7 @@ def _node_row(node: dict[str, Any]) -> tuple[str, ...]:
     suspected = f", suspected: {node['suspected']}" if node["suspected"] else ""
     return (
         node["name"] + (" *" if node["controller"] else ""),
+        node["zone"] or "-",
         node["address"],
         str(node["pid"]),
         node["state"] + suspected,

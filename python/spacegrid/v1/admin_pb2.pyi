@@ -148,6 +148,7 @@ class NodeStatus(_message.Message):
     PUMPS_FIELD_NUMBER: _builtins.int
     DATA_FOLDER_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     incarnation: _builtins.int
@@ -163,6 +164,8 @@ class NodeStatus(_message.Message):
     quota_bytes: _builtins.int
     entries: _builtins.int
     data_folder: _builtins.str
+    zone: _builtins.str
+    """What fails together with it; empty: it fails alone."""
     @_builtins.property
     def pumps(self) -> _containers.RepeatedCompositeFieldContainer[Global___PumpStatus]: ...
     @_builtins.property
@@ -186,10 +189,11 @@ class NodeStatus(_message.Message):
         pumps: _abc.Iterable[Global___PumpStatus] | None = ...,
         data_folder: _builtins.str = ...,
         lease: Global___LeaseStatus | None = ...,
+        zone: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "controller", b"controller", "copies", b"copies", "data_folder", b"data_folder", "entries", b"entries", "incarnation", b"incarnation", "lease", b"lease", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "primaries", b"primaries", "pumps", b"pumps", "quota_bytes", b"quota_bytes", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "controller", b"controller", "copies", b"copies", "data_folder", b"data_folder", "entries", b"entries", "incarnation", b"incarnation", "lease", b"lease", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "primaries", b"primaries", "pumps", b"pumps", "quota_bytes", b"quota_bytes", "state", b"state", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -254,6 +254,7 @@ class Registration(_message.Message):
     DRAINING_FIELD_NUMBER: _builtins.int
     STORED_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
+    ZONE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     incarnation: _builtins.int
@@ -265,6 +266,8 @@ class Registration(_message.Message):
     """Set on a node that is leaving."""
     stopped: _builtins.bool
     """Set in the last message before a clean end: its store holds all that the copy held."""
+    zone: _builtins.str
+    """What fails together with it, at most 255 bytes; empty: it fails alone."""
     @_builtins.property
     def stored(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredPartition]:
         """What its store holds after a clean stop."""
@@ -280,10 +283,11 @@ class Registration(_message.Message):
         draining: _builtins.bool = ...,
         stored: _abc.Iterable[Global___StoredPartition] | None = ...,
         stopped: _builtins.bool = ...,
+        zone: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "incarnation", b"incarnation", "name", b"name", "pid", b"pid", "stopped", b"stopped", "store", b"store", "stored", b"stored"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "draining", b"draining", "incarnation", b"incarnation", "name", b"name", "pid", b"pid", "stopped", b"stopped", "store", b"store", "stored", b"stored", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -174,6 +174,7 @@ def registration_to_pb(registration: Registration) -> pb.Registration:
             for item in registration.stored
         ],
         stopped=registration.stopped,
+        zone=registration.zone,
     )
 
 
@@ -186,6 +187,10 @@ def registration_from_pb(message: pb.Registration) -> Registration:
     if not 1 <= len(message.name.encode()) <= limits.NAME_BYTES_MAX:
         raise ProtocolError(
             f"node name {message.name[:64]!r} must have 1 to {limits.NAME_BYTES_MAX} bytes"
+        )
+    if len(message.zone.encode()) > limits.NAME_BYTES_MAX:
+        raise ProtocolError(
+            f"zone {message.zone[:64]!r} must have at most {limits.NAME_BYTES_MAX} bytes"
         )
     if len(message.stored) > limits.PARTITIONS_MAX:
         raise ProtocolError(
@@ -202,6 +207,7 @@ def registration_from_pb(message: pb.Registration) -> Registration:
             StoredPartition(item.partition, item.epoch, item.sequence) for item in message.stored
         ),
         stopped=message.stopped,
+        zone=message.zone,
     )
 
 

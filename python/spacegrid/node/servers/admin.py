@@ -44,6 +44,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             admin_pb2.NodeStatus(
                 name=r.name,
                 address=r.address,
+                zone=r.zone,
                 incarnation=inc,
                 pid=r.pid,
                 state="draining" if r.draining else "stopped" if r.stopped else "ready",
