@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from spacegrid import _core
 
@@ -88,7 +88,8 @@ class CoreWorld:
         epoch: int,
         joining: int = 0,
         tails: dict[int, tuple[int, int, int, int]] | None = None,
-    ) -> None:
+        late: Sequence[int] = (),
+    ) -> Callable[[], None]:
         """Give every partition these owners, and tell all nodes.
 
         Args:
@@ -97,6 +98,10 @@ class CoreWorld:
             epoch: Of all partitions.
             joining: A copy that begins to join, under the new version as its session; 0: none.
             tails: Partition to its tail (copy, session, epoch, sequence).
+            late: Nodes that are not told yet.
+
+        Returns:
+            What tells those.
         """
         self.revision += 1
         self.primary, self.in_sync, self.epoch = primary, in_sync, epoch
@@ -106,8 +111,14 @@ class CoreWorld:
             tail = [tails[p]] if tails else []
             row = (p, epoch, self.revision, 1, primary, in_sync, [], join, tail, 0)
             entries.append(row)
-        for node in self.nodes.values():
-            node.apply_table(self.revision, entries, self.now_ms)
+        revision = self.revision
+
+        def tell(copies: Iterable[int]) -> None:
+            for copy in copies:
+                self.nodes[copy].apply_table(revision, entries, self.now_ms)
+
+        tell(copy for copy in self.nodes if copy not in late)
+        return lambda: tell(late)
 
     def join(self, copy: int) -> None:
         """Let a copy join all partitions: as a tail first, in sync once it is complete."""

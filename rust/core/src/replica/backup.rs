@@ -18,6 +18,7 @@ pub const OVERFULL: u64 = 2;
 
 /// What a follower knows about its place.
 #[derive(Debug, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts about one copy")]
 pub struct Following {
     /// Session of the join that this copy's data belongs to; 0 when it was complete from the start.
     pub(super) session: u64,
@@ -25,6 +26,8 @@ pub struct Following {
     pub(super) verified: u64,
     /// An answer is due: position and whether it matched.
     pub(super) answer: Option<(Position, bool)>,
+    /// The primary is to be asked for its offer to join.
+    pub(super) offer_due: bool,
     /// The tables miss a snapshot that is on its way.
     pub(super) incomplete: bool,
     /// Next piece of the snapshot.
@@ -74,6 +77,8 @@ impl Partition {
             // A new primary begins the snapshot again.
             self.following.next_chunk = 0;
             self.following.complete_at = None;
+        }
+        if new_epoch || !follower || self.awaits_offer() {
             self.greet();
         }
         self.following.state_due |= before != self.role;
@@ -81,11 +86,25 @@ impl Partition {
     }
 
     /// Tell the primary where this copy's log ends, so that it goes on from there.
+    ///
+    /// A copy that is to join asks for its offer: one that came before the table did was not heard.
     pub(super) fn greet(&mut self) {
         if matches!(self.role, Role::Backup | Role::Tail) {
             self.following.answer = Some((self.log.last(), false));
             self.following.state_due = true;
+        } else if self.awaits_offer() {
+            self.following.offer_due = true;
         }
+    }
+
+    /// Whether the table has this copy join and it has not heard the offer yet.
+    fn awaits_offer(&self) -> bool {
+        self.role == Role::Joining && self.following.session != self.listed_session()
+    }
+
+    /// Session under which the table lists this copy.
+    pub(super) fn listed_session(&self) -> u64 {
+        self.entry.as_ref().map_or(0, |entry| entry.session_of(self.settings.copy))
     }
 
     /// Whether a message from `copy` comes from the primary that this copy follows.
@@ -213,10 +232,16 @@ impl Partition {
         if !matches!(self.role, Role::Backup | Role::Tail | Role::Joining) {
             return;
         }
+        let asks = self.awaits_offer() && self.following.offer_due;
+        let listed = self.listed_session();
         let Some(entry) = &self.entry else { return };
         let header =
             Header { partition: self.index, epoch: entry.epoch, session: self.following.session };
         let Some(writer) = links.writer(entry.primary) else { return };
+        self.following.offer_due = false;
+        if asks {
+            writer.answer(Header { session: listed, ..header }, Position::ZERO, false);
+        }
         if let Some((position, matched)) = self.following.answer.take() {
             writer.answer(header, position, matched);
         }

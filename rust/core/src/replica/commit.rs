@@ -159,7 +159,8 @@ impl Partition {
             }
             acknowledge(follower, log, position.sequence);
         } else if follower.kind == Kind::Joining && !follower.started {
-            // It has not accepted the offer yet; what it had before means nothing.
+            // It has not accepted the offer yet, or not heard it; what it had before means nothing.
+            follower.poke = true;
         } else {
             // Go on after its position if that is ours too, otherwise one before.
             let after =

@@ -1,7 +1,8 @@
 //! Joining, tail first: records from now on at once, the snapshot of the old ones behind them.
 //!
 //! The primary offers a join under the session of the table; the copy wipes what it had only after
-//! it has itself read the entry with that session, and answers. Records stream; once it has caught up
+//! it has itself read the entry with that session, and answers. An offer that came before that was
+//! not heard, so the copy asks for one when it reads the entry. Records stream; once it has caught up
 //! the controller is asked to list it as a tail, and from the asking on a commit waits for it. A tail
 //! receives the snapshot in bounded pieces; a piece names the position that it was read at, and its
 //! entries apply only where nothing newer (a tombstone included) is. When the last piece is in and
@@ -50,9 +51,9 @@ impl Partition {
 
     /// A primary offers to begin a join.
     pub fn on_join_start(&mut self, copy: u64, header: Header, base: Position, out: &mut Out) {
-        let listed = self.entry.as_ref().map_or(0, |entry| entry.session_of(self.settings.copy));
-        let heard =
-            self.role == Role::Joining && self.follows(copy, header) && header.session == listed;
+        let heard = self.role == Role::Joining
+            && self.follows(copy, header)
+            && header.session == self.listed_session();
         let unheard = planted(Bug::JoinBeforeTable) && self.role != Role::Primary;
         if !heard && !unheard {
             return;
