@@ -224,6 +224,8 @@ class Controller:
             due.append(self._blind_since_ms + LOOK_AGAIN_MS)
         if not busy and self._placement_since_ms is not None:
             due.append(self._placement_since_ms + self.config.placement_wait_ms)
+        if not busy:
+            due += [self._liveness.answers_until_ms(copy) for copy in self._waits]
         return min(due, default=None)
 
     def why_not(self, choice: Choice) -> str:

@@ -106,6 +106,7 @@ def _add_copies(
 ) -> PartitionEntry:
     members = entry.members()
     missing = _missing(draft, entry, wanted)
+    missing += _last_resort(draft, entry, wanted, missing)
     if not missing:
         return entry
     if not may_move:
@@ -150,6 +151,20 @@ def _spares(draft: Draft, holders: Sequence[int], taken: Collection[int]) -> lis
             spares.append(copy)
             zones.add(nodes.zone(copy))
     return spares
+
+
+def _last_resort(
+    draft: Draft, entry: PartitionEntry, wanted: Goal, missing: list[int]
+) -> list[int]:
+    """Copies that the primary could not reach, where it takes no writes and has nobody else.
+
+    A joining copy counts for nothing until it has caught up, which shows that it is reached again;
+    without it writes would wait until the copy is no longer shunned.
+    """
+    members = entry.members()
+    short = draft.table.min_in_sync - len(members) - len(missing)
+    taken = {*members, *entry.former, *missing}
+    return [copy for copy in wanted if copy not in taken][: max(0, short)]
 
 
 def _drop_copies(draft: Draft, entry: PartitionEntry, wanted: Goal) -> PartitionEntry:
