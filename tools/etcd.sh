@@ -11,4 +11,4 @@ if [ ! -x "$root/usr/bin/etcdctl" ]; then
   (cd "$apt" && apt-get "${options[@]}" download etcd-server etcd-client)
   for package in "$apt"/*.deb; do dpkg -x "$package" "$root"; done
 fi
-"$root/usr/bin/etcd" --version | head -1
+"$root/usr/bin/etcd" --version | sed -n 1p
