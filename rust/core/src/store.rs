@@ -25,7 +25,7 @@ const SLOT_BYTES_MAX: usize = 21;
 /// Bytes of memory shared by the partitions of a node: how many are used, how many may be.
 ///
 /// Cloning it shares it. `charge` never refuses, since what is committed must be applied; `admit`
-/// is asked before.
+/// is asked before, and what was accepted and is not applied yet is *promised*.
 #[derive(Debug, Clone, Default)]
 pub struct Quota(Arc<Counters>);
 
@@ -33,6 +33,7 @@ pub struct Quota(Arc<Counters>);
 struct Counters {
     limit: AtomicU64,
     used: AtomicU64,
+    promised: AtomicU64,
 }
 
 impl Quota {
@@ -58,9 +59,25 @@ impl Quota {
         self.0.used.load(Ordering::Relaxed)
     }
 
-    /// Refuses when `bytes` more would be over the limit. Reserves nothing.
+    /// Bytes promised to what was accepted and is not in use yet.
+    pub fn promised(&self) -> u64 {
+        self.0.promised.load(Ordering::Relaxed)
+    }
+
+    /// Keeps `bytes` for what was accepted.
+    pub fn promise(&self, bytes: u64) {
+        self.0.promised.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// What was accepted is in use now, or will never be.
+    pub fn end_promise(&self, bytes: u64) {
+        let before = self.0.promised.fetch_sub(bytes, Ordering::Relaxed);
+        debug_assert!(before >= bytes, "ended promises of {bytes} of {before} bytes");
+    }
+
+    /// Refuses when `bytes` more than is used and promised would be over the limit.
     pub fn admit(&self, bytes: u64) -> Result<()> {
-        let (used, limit) = (self.used(), self.limit());
+        let (used, limit) = (self.used().saturating_add(self.promised()), self.limit());
         if limit != 0 && used.saturating_add(bytes) > limit {
             return Err(CoreError::MemoryFull { used, needed: bytes, limit });
         }

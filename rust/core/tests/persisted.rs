@@ -288,15 +288,3 @@ fn a_copy_is_called_in_sync_when_its_disk_has_it() {
     pair.exchange();
     assert_eq!(wants(&mut pair), 1);
 }
-
-#[test]
-fn f33_a_backup_without_memory_refuses_what_grows() {
-    let mut pair = Pair::new([true, true], [0, 1]);
-    let (number, replies) = pair.put(0);
-    assert_eq!(replies, [(number, status::OK, 0)]);
-    // It has taken what was accepted, and is over its quota now.
-    assert_eq!(pair.nodes[&2].status().entries, 1);
-    let (number, replies) = pair.put(0);
-    assert_eq!(replies, [(number, status::MEMORY_FULL, 0)]);
-    assert_eq!(pair.nodes[&1].status().entries, pair.nodes[&2].status().entries);
-}

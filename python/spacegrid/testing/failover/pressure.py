@@ -18,8 +18,6 @@ HOLD_S: Final = 3.0
 HOLD_CALL_S: Final = 12.0
 FILL_VALUE_BYTES: Final = 4096
 FILL_BATCH: Final = 200
-ROOM_S: Final = 5.0
-"""How long deletes may take until their memory can be used again, on the backups too."""
 RESIDENT_FACTOR: Final = 2.5
 RESIDENT_BASE_BYTES: Final = 250 << 20
 
@@ -140,25 +138,11 @@ async def _still_there(stage: Stage, where: Any, kept: list[int]) -> dict[str, A
     if len(stage.cluster.alive) < stage.options.nodes:
         stage.violations.append(f"only {stage.cluster.alive} run at the quota")
     await where.delete_many(kept[: FILL_BATCH * 4], timeout=10)
-    if error := await _refusal_after_deletes(where, kept[0]):
+    try:
+        await where.put(kept[0], bytes(16), timeout=10)
+    except SpaceGridError as error:
         stage.violations.append(f"a write after deletes was refused: {error}")
     return {"quota_missing": missing, **summary("quota_read_batch", took)}
-
-
-async def _refusal_after_deletes(where: Any, key: int) -> SpaceGridError | None:
-    """Why a small write is still refused; news of a backup's room takes a moment."""
-    until = time.monotonic() + ROOM_S
-    while True:
-        try:
-            await where.put(key, bytes(16), timeout=10)
-        except MemoryFull as error:
-            if time.monotonic() > until:
-                return error
-            await asyncio.sleep(0.05)
-        except SpaceGridError as error:
-            return error
-        else:
-            return None
 
 
 def _resident_bytes(pid: int) -> int:

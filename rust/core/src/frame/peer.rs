@@ -102,6 +102,8 @@ pub struct CopyState {
     pub disk: bool,
     /// Its memory quota is used up.
     pub full: bool,
+    /// Bytes of its tables of this partition.
+    pub bytes: u64,
 }
 
 /// Length-prefixed records of an append, checked when the frame was decoded.
@@ -221,7 +223,8 @@ fn read_copy_state(reader: &mut Reader<'_>) -> Result<CopyState> {
     let persisted = sequence(reader)?;
     let flags = reader.u8("the state of a copy")?;
     require(flags & !(STATE_DISK | STATE_FULL) == 0, "the state of a copy", u64::from(flags))?;
-    Ok(CopyState { persisted, disk: flags & STATE_DISK != 0, full: flags & STATE_FULL != 0 })
+    let bytes = reader.u64("the bytes of a copy")?;
+    Ok(CopyState { persisted, disk: flags & STATE_DISK != 0, full: flags & STATE_FULL != 0, bytes })
 }
 
 fn read_append<'a>(reader: &mut Reader<'a>) -> Result<Message<'a>> {
@@ -372,6 +375,7 @@ impl PeerWriter {
         self.frame.extend_from_slice(&state.persisted.to_le_bytes());
         let disk = if state.disk { STATE_DISK } else { 0 };
         self.frame.push(disk | if state.full { STATE_FULL } else { 0 });
+        self.frame.extend_from_slice(&state.bytes.to_le_bytes());
     }
 
     /// Ask for what is committed up to `sequence` to be fsynced.

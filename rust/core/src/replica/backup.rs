@@ -18,7 +18,6 @@ pub const OVERFULL: u64 = 2;
 
 /// What a follower knows about its place.
 #[derive(Debug, Default)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts about one copy")]
 pub struct Following {
     /// Session of the join that this copy's data belongs to; 0 when it was complete from the start.
     pub(super) session: u64,
@@ -42,8 +41,8 @@ pub struct Following {
     pub(super) persist_wanted: u64,
     /// What the primary was told of this node's disk.
     pub(super) persist_told: u64,
-    /// The primary was told that this node's memory is full.
-    pub(super) told_full: bool,
+    /// The primary was told that this node's memory is full, and how large the tables are.
+    pub(super) told_full: Option<u64>,
     /// The primary is to be told how this copy is.
     pub(super) state_due: bool,
 }
@@ -252,7 +251,7 @@ impl Partition {
             let state = self.copy_state();
             writer.copy_state(header, state);
             self.following.persist_told = state.persisted;
-            self.following.told_full = state.full;
+            self.following.told_full = state.full.then_some(state.bytes);
         }
     }
 }

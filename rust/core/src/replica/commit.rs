@@ -113,6 +113,7 @@ impl Partition {
                 None => break,
             }
         }
+        self.tell_full(out);
         if self.log.len() > 256 {
             self.trim_log();
         }

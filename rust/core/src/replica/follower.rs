@@ -72,8 +72,8 @@ pub struct Follower {
     pub persisted: u64,
     /// Whether it has a disk of its own; `None`: it has not said.
     pub disk: Option<bool>,
-    /// Its memory is full.
-    pub full: bool,
+    /// Its memory is full; it had its tables of this partition at so many bytes when it said so.
+    pub full_at: Option<u64>,
     /// Sequence up to which it was asked to persist.
     pub persist_asked: u64,
     /// When it was asked last, as far as asking again goes.
@@ -106,7 +106,7 @@ impl Follower {
             complete_at: 0,
             persisted: 0,
             disk: None,
-            full: false,
+            full_at: None,
             persist_asked: 0,
             persist_asked_ms: now_ms,
             persist_due: false,

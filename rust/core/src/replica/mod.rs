@@ -5,12 +5,14 @@
 //! each file says at its top which of them it keeps. [`Node`] is the way in.
 
 mod backup;
+mod check;
 mod commit;
 mod cursor;
 mod effects;
 mod follower;
 mod join;
 mod lease;
+mod memory;
 mod node;
 pub mod number;
 mod overlay;

@@ -1,6 +1,6 @@
 //! One partition on one node: its log, tables and role, and what a new table entry makes of it.
 //!
-//! Invariants (asserted by [`Partition::check`]): the tables are exactly what the committed records
+//! Invariants (asserted by [`Partition::check`], in `check`): the tables are exactly what the committed records
 //! made of them; the overlay is exactly what the uncommitted ones say; positions in the log follow
 //! each other; the commit position never goes back; only a primary has an overlay, followers, waiting
 //! answers or turns. The behaviour of each role is in its own file: `primary`, `commit`, `backup`,
@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::effects::Out;
 use super::follower::Follower;
+use super::memory::growth;
 use super::overlay::Overlay;
 use super::ownership::{Ownership, Role, State};
 use super::request::{Answer, Origin};
@@ -91,6 +92,8 @@ pub struct Partition {
     pub(super) store: Store,
     pub(super) streams: Streams,
     pub(super) overlay: Overlay,
+    /// What the puts of the overlay's records may add to the tables, kept from the quota.
+    pub(super) promised: u64,
     /// In order of the sequence that they wait for.
     pub(super) waiting: VecDeque<(u64, Waiting)>,
     /// Answers whose records are committed and not yet on every disk, in order of the sequence.
@@ -146,6 +149,7 @@ impl Partition {
             store,
             streams: Streams::new(),
             overlay: Overlay::new(),
+            promised: 0,
             waiting: VecDeque::new(),
             unpersisted: VecDeque::new(),
             persisted: 0,
@@ -263,6 +267,7 @@ impl Partition {
         }
         self.promoted_at = self.log.last().sequence;
         self.overlay.clear();
+        let mut promised = 0;
         for entry in self.log.iter_from(self.commit + 1) {
             let Ok(record) = decode_checked(&entry.bytes) else { continue };
             for change in record.changes() {
@@ -271,11 +276,13 @@ impl Partition {
                 }
                 self.overlay.apply(entry.position, &change);
             }
+            promised += record.changes().map(|change| growth(&change)).sum::<u64>();
             if let (Some(token), Some(reply)) = (record.token(), record.reply()) {
                 let kept = Kept::of(entry.position, record.arguments_hash(), &reply);
                 self.streams.keep(&token, kept);
             }
         }
+        self.promise(promised);
         self.followers.clear();
         self.update_followers(now_ms, out);
         self.mark_dirty(out);
@@ -296,6 +303,7 @@ impl Partition {
         }
         self.drop_unpersisted(out);
         self.overlay.clear();
+        self.end_promise(self.promised);
         self.cut_results(self.commit);
         for follower in std::mem::take(&mut self.followers) {
             follower.end(self.index, out);
@@ -395,9 +403,14 @@ impl Partition {
         };
         let merging = self.following.merging();
         let version = position.pack();
+        let mut promised = 0;
         for change in record.changes() {
             self.overlay.settle(position, &change);
+            promised += growth(&change);
             apply_change(&mut self.store, &change, version, merging);
+        }
+        if self.role == Role::Primary {
+            self.end_promise(promised);
         }
         match record.kind() {
             RecordKind::Forget { issuer, floor } => {
@@ -429,47 +442,6 @@ impl Partition {
                 && self.waiting.is_empty()
                 && self.unpersisted.is_empty()
                 && self.keys.is_empty())
-    }
-
-    /// Assert every invariant; for tests and debug builds.
-    ///
-    /// # Panics
-    /// When one is broken.
-    pub fn check(&self) {
-        let (base, last) = (self.log.base(), self.log.last());
-        assert!(self.fault.is_none(), "fault: {:?}", self.fault);
-        assert!(base.sequence <= self.commit, "trimmed past the commit: {base:?} {}", self.commit);
-        assert!(self.commit <= last.sequence, "committed past the log: {} {last:?}", self.commit);
-        let mut before = base;
-        for entry in self.log.iter_from(base.sequence + 1) {
-            assert_eq!(entry.position.sequence, before.sequence + 1, "a hole in the log");
-            assert!(entry.position.epoch >= before.epoch, "epochs go back");
-            before = entry.position;
-        }
-        if self.role != Role::Primary {
-            assert!(self.overlay.is_empty(), "an overlay without a primary");
-            assert!(self.followers.is_empty(), "followers without a primary");
-            assert!(self.waiting.is_empty() && self.keys.is_empty(), "answers without a primary");
-            assert!(self.unpersisted.is_empty(), "answers without a primary");
-            return;
-        }
-        if self.commit == last.sequence {
-            assert!(self.overlay.is_empty(), "everything is committed, yet there is an overlay");
-            assert!(self.waiting.is_empty(), "everything is committed, yet answers wait");
-        }
-        let mut sequence = self.commit;
-        for (waits_for, _) in &self.waiting {
-            assert!(*waits_for > self.commit && *waits_for <= last.sequence, "waits for nothing");
-            assert!(*waits_for >= sequence, "answers wait out of order");
-            sequence = *waits_for;
-        }
-        assert!(self.persisted <= self.commit, "on disk before it was committed");
-        for (waits_for, ..) in &self.unpersisted {
-            assert!(*waits_for <= self.commit, "waits for a disk before the commit");
-        }
-        for follower in &self.followers {
-            follower.check(&self.log);
-        }
     }
 }
 

@@ -198,7 +198,7 @@ impl Partition {
         };
         follower.heard_ms = now_ms;
         follower.disk = Some(state.disk);
-        follower.full = state.full;
+        follower.full_at = state.full.then_some(state.bytes);
         follower.persisted = follower.persisted.max(state.persisted.min(last));
         self.settle_persisted(out);
         self.want_changes(false, out);
@@ -237,13 +237,18 @@ impl Partition {
             persisted: self.persisted,
             disk: self.settings.local_sink,
             full: self.settings.quota.is_full(),
+            bytes: self.store.bytes() as u64,
         }
     }
 
-    /// Say so when this node's memory has filled up, or has room again.
+    /// Say so when this node's memory has filled up, has room again, or took more though it is full.
     pub(super) fn tick_copy_state(&mut self, out: &mut Out) {
-        let full = self.settings.quota.is_full();
-        if matches!(self.role, Role::Backup | Role::Tail) && self.following.told_full != full {
+        let state = self.copy_state();
+        let news = match self.following.told_full {
+            Some(told) => !state.full || state.bytes > told,
+            None => state.full,
+        };
+        if news && matches!(self.role, Role::Backup | Role::Tail) {
             self.following.state_due = true;
             self.mark_dirty(out);
         }

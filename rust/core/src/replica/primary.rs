@@ -8,7 +8,7 @@
 //! full log) are surely not applied. Callers: `node` for frames, `turn` for what queued behind a turn.
 
 use super::effects::Out;
-use super::follower::Follower;
+use super::memory::growth;
 use super::ownership::Role;
 use super::partition::{Partition, Waiting, apply_change};
 use super::request::{Answer, Origin, arguments_hash, record_token};
@@ -20,7 +20,7 @@ use crate::frame::{Opcode, Operation, Reply};
 use crate::key::routing_key;
 use crate::planted::{Bug, planted};
 use crate::record::{self, Change, Position, Token};
-use crate::store::{EntryRef, entry_cost};
+use crate::store::EntryRef;
 
 /// What a full log tells its clients: ask again after this long.
 pub const BACKPRESSURE_HINT_MS: u32 = 20;
@@ -445,6 +445,7 @@ impl Partition {
             for change in changes {
                 self.overlay.apply(position, change);
             }
+            self.promise(changes.iter().map(growth).sum());
         }
         Ok(position)
     }
@@ -461,18 +462,8 @@ impl Partition {
         if self.waiting.len() + self.unpersisted.len() >= WAITING_MAX {
             return Err(Refusal(status::BACKPRESSURE));
         }
-        let mut growth = 0;
-        for change in changes {
-            if let Change::Put { key, value, expires_at_ms, .. } = change {
-                growth += entry_cost(key.len(), value.len(), *expires_at_ms != 0);
-            }
-        }
-        // A copy with less memory than this one: what it could not keep is not accepted here.
-        let full = |follower: &Follower| follower.full && follower.counts();
-        if growth > 0
-            && (self.settings.quota.admit(growth as u64).is_err()
-                || self.followers.iter().any(full))
-        {
+        let growth: u64 = changes.iter().map(growth).sum();
+        if growth > 0 && !self.has_memory_for(growth) {
             return Err(Refusal(status::MEMORY_FULL));
         }
         Ok(())
