@@ -487,6 +487,12 @@ class Node:
         counts.
         """
 
+    def limit_transfers(self, bytes_per_s: int) -> None:
+        """Send snapshots of at most so many bytes in a second to all copies together; 0: no bound.
+
+        Records are not held back: commits wait for them.
+        """
+
     def require_lease(self) -> None:
         """From now on answers need a lease; before, and on a lone node, it is endless."""
 

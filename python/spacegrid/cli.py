@@ -153,6 +153,12 @@ def node(
     log_memory: Annotated[
         str | None, typer.Option(help="Memory for records that copies and sinks still need.")
     ] = None,
+    transfer_bytes_per_s: Annotated[
+        str | None,
+        typer.Option(
+            help="Snapshots sent to new copies, such as 32MiB; default 64MiB, 0: no bound."
+        ),
+    ] = None,
     partitions: Annotated[
         int | None, typer.Option(help="Of a space that this node creates: alone, or first in etcd.")
     ] = None,
@@ -209,6 +215,7 @@ def node(
                 "lmdb": lmdb,
                 "quota_bytes": quota,
                 "log_bytes": log_memory,
+                "transfer_bytes_per_s": transfer_bytes_per_s,
                 "partitions": partitions,
                 "copies": copies,
                 "min_in_sync": min_in_sync,

@@ -32,6 +32,8 @@ NODES_MAX: Final = 1_000
 NAME_BYTES_MAX: Final = 255
 BATCH_RECORDS_MAX: Final = 10_000
 INTERVAL_S_MAX: Final = 3600.0
+TRANSFER_BYTES_PER_S_DEFAULT: Final = 64 << 20
+"""Half of what a network of 1 Gbit/s carries: the other half is for clients."""
 ENVIRONMENT_PREFIX: Final = "SPACEGRID_"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("console", "json")
@@ -72,6 +74,8 @@ class NodeConfig:
         lmdb: Whether every copy is also kept in LMDB under `data`; only with `data`.
         quota_bytes: Memory for entries and records; 0: no quota.
         log_bytes: Memory for the records that copies and sinks still need.
+        transfer_bytes_per_s: Bytes of snapshots that the node sends in a second at most, to all the
+            copies that are made of what it is primary of; 0: no bound.
         partitions: Partition count of a space that this node creates: alone, or as the first in
             etcd. Every other space has its own.
         copies: Copies wanted in a space that this node creates.
@@ -110,6 +114,7 @@ class NodeConfig:
     lmdb: bool = True
     quota_bytes: int = 0
     log_bytes: int = 64 << 20
+    transfer_bytes_per_s: int = TRANSFER_BYTES_PER_S_DEFAULT
     partitions: int = PARTITIONS_DEFAULT
     copies: int = 2
     min_in_sync: int = 0
@@ -279,6 +284,7 @@ _PARSERS: Final[dict[str, Callable[[Any], Any]]] = {
     "lmdb": _flag,
     "quota_bytes": parse_size,
     "log_bytes": parse_size,
+    "transfer_bytes_per_s": parse_size,
     "partitions": _number,
     "copies": _number,
     "min_in_sync": _number,
@@ -373,6 +379,7 @@ def check(config: NodeConfig) -> NodeConfig:
     _within("nodes", config.nodes, 0, NODES_MAX)
     _within("quota_bytes", config.quota_bytes, 0, 1 << 50)
     _within("log_bytes", config.log_bytes, 1 << 20, 1 << 40)
+    _within("transfer_bytes_per_s", config.transfer_bytes_per_s, 0, 1 << 40)
     _within("pump_batch_records", config.pump_batch_records, 1, BATCH_RECORDS_MAX)
     _within("pump_interval_s", config.pump_interval_s, 0.0, INTERVAL_S_MAX)
     _within("switch_interval_s", config.switch_interval_s, 0.00001, 0.1)

@@ -58,6 +58,7 @@ def test_a_node_without_a_name_is_called_by_its_port() -> None:
         ("copies", 9, "allowed is 1 to 7"),
         ("min_in_sync", 3, "allowed is 0 to 2"),
         ("quota_bytes", "lots", "512MiB"),
+        ("transfer_bytes_per_s", "2TiB", "allowed is 0 to 1099511627776"),
         ("pump_interval_s", -1, "allowed is 0.0 to"),
         ("lmdb", "perhaps", "true, false"),
         ("log_format", "xml", "console, json"),

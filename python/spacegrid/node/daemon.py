@@ -239,6 +239,7 @@ class Daemon:
             shared_sink=bool(self.config.sql),
             local_sink=store is not None,
         )
+        node.limit_transfers(self.config.transfer_bytes_per_s)
         if store is not None:
             store.attach(table)
             alive = {r.incarnation for r in self._coordinator.registrations}

@@ -84,7 +84,18 @@ def _node(
         "quota_bytes": own.quota_bytes if own else None,
         "entries": own.entries if own else None,
         "data_folder": own.data_folder if own else "",
+        "transfers": _transfers(own.transfers) if own else None,
         "pumps": [_pump(pump) for pump in own.pumps] if own else [],
+    }
+
+
+def _transfers(transfers: admin_pb2.TransferStatus) -> dict[str, int]:
+    return {
+        "copies": transfers.copies,
+        "done_bytes": transfers.done_bytes,
+        "left_bytes": transfers.left_bytes,
+        "sent_bytes": transfers.sent_bytes,
+        "limit_bytes_per_s": transfers.limit_bytes_per_s,
     }
 
 
@@ -120,6 +131,11 @@ def status_text(document: dict[str, Any]) -> str:
     lines.append(
         f"repair: {repair} partitions wait for a copy" if repair else "repair: none needed"
     )
+    lines += [
+        _transfers_text(node["name"], node["transfers"])
+        for node in document["nodes"]
+        if node["transfers"] and node["transfers"]["copies"]
+    ]
     if document["unserved"]:
         lines.append(f"UNSERVED: {document['unserved']} partitions have no primary")
     lines += [
@@ -144,6 +160,17 @@ def _node_row(node: dict[str, Any]) -> tuple[str, ...]:
         "-" if node["entries"] is None else str(node["entries"]),
         "-" if node["memory_bytes"] is None else f"{node['memory_bytes'] / _MIB:.1f} MiB",
         ", ".join(_pump_text(pump) for pump in node["pumps"]) or "-",
+    )
+
+
+def _transfers_text(name: str, transfers: dict[str, int]) -> str:
+    """How far a node is with the copies that it sends."""
+    done, left = transfers["done_bytes"], transfers["left_bytes"]
+    limit = transfers["limit_bytes_per_s"]
+    bound = f", at most {limit / _MIB:.1f} MiB/s" if limit else ""
+    return (
+        f"transfers: {name} makes {transfers['copies']} copies, "
+        f"{done / _MIB:.1f} of {(done + left) / _MIB:.1f} MiB sent{bound}"
     )
 
 

@@ -149,6 +149,7 @@ class NodeStatus(_message.Message):
     DATA_FOLDER_FIELD_NUMBER: _builtins.int
     LEASE_FIELD_NUMBER: _builtins.int
     ZONE_FIELD_NUMBER: _builtins.int
+    TRANSFERS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.str
     incarnation: _builtins.int
@@ -172,6 +173,10 @@ class NodeStatus(_message.Message):
     def lease(self) -> Global___LeaseStatus:
         """Its right to answer; not set where it needs none: a node alone."""
 
+    @_builtins.property
+    def transfers(self) -> Global___TransferStatus:
+        """Copies that are made of what it is primary of."""
+
     def __init__(
         self,
         *,
@@ -190,14 +195,53 @@ class NodeStatus(_message.Message):
         data_folder: _builtins.str = ...,
         lease: Global___LeaseStatus | None = ...,
         zone: _builtins.str = ...,
+        transfers: Global___TransferStatus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lease", b"lease", "transfers", b"transfers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "controller", b"controller", "copies", b"copies", "data_folder", b"data_folder", "entries", b"entries", "incarnation", b"incarnation", "lease", b"lease", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "primaries", b"primaries", "pumps", b"pumps", "quota_bytes", b"quota_bytes", "state", b"state", "zone", b"zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "controller", b"controller", "copies", b"copies", "data_folder", b"data_folder", "entries", b"entries", "incarnation", b"incarnation", "lease", b"lease", "memory_bytes", b"memory_bytes", "name", b"name", "pid", b"pid", "primaries", b"primaries", "pumps", b"pumps", "quota_bytes", b"quota_bytes", "state", b"state", "transfers", b"transfers", "zone", b"zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___NodeStatus: _TypeAlias = NodeStatus  # noqa: Y015
+
+@_typing.final
+class TransferStatus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COPIES_FIELD_NUMBER: _builtins.int
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    LEFT_BYTES_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_FIELD_NUMBER: _builtins.int
+    LIMIT_BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    copies: _builtins.int
+    """Copies that are being made: of one partition, on one other node each."""
+    done_bytes: _builtins.int
+    """Bytes of their snapshots that have arrived, and that are still to be sent as far as the size of
+    the tables tells.
+    """
+    left_bytes: _builtins.int
+    sent_bytes: _builtins.int
+    """Bytes of snapshots sent since the node began, and how many it sends in a second at most (0: no
+    bound).
+    """
+    limit_bytes_per_s: _builtins.int
+    def __init__(
+        self,
+        *,
+        copies: _builtins.int = ...,
+        done_bytes: _builtins.int = ...,
+        left_bytes: _builtins.int = ...,
+        sent_bytes: _builtins.int = ...,
+        limit_bytes_per_s: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copies", b"copies", "done_bytes", b"done_bytes", "left_bytes", b"left_bytes", "limit_bytes_per_s", b"limit_bytes_per_s", "sent_bytes", b"sent_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferStatus: _TypeAlias = TransferStatus  # noqa: Y015
 
 @_typing.final
 class LeaseStatus(_message.Message):

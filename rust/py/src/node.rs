@@ -240,6 +240,10 @@ impl Node {
         self.core.load(partition, position, entries, streams).map_err(refused)
     }
 
+    fn limit_transfers(&self, bytes_per_s: u64) {
+        self.core.limit_transfers(bytes_per_s);
+    }
+
     fn require_lease(&self) {
         self.core.require_lease();
     }
@@ -546,6 +550,11 @@ impl Node {
             ("lease_until_ms", status.lease_until_ms),
             ("lease_revision", status.lease_revision),
             ("withheld", status.withheld),
+            ("transfers", status.transfers.copies),
+            ("transfer_done_bytes", status.transfers.done_bytes),
+            ("transfer_left_bytes", status.transfers.left_bytes),
+            ("transfer_sent_bytes", status.transfer_sent_bytes),
+            ("transfer_bytes_per_s", status.transfer_bytes_per_s),
         ] {
             dict.set_item(name, value)?;
         }

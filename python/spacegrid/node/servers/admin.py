@@ -102,6 +102,14 @@ class AdminService(admin_pb2_grpc.AdminServicer):
             pumps=[_pump_status(label, pump) for label, pump in daemon.pumps.items()],
             data_folder=str(daemon.config.data or ""),
             lease=_lease_status(core) if daemon.config.coordinator else None,
+            zone=daemon.config.zone,
+            transfers=admin_pb2.TransferStatus(
+                copies=core["transfers"],
+                done_bytes=core["transfer_done_bytes"],
+                left_bytes=core["transfer_left_bytes"],
+                sent_bytes=core["transfer_sent_bytes"],
+                limit_bytes_per_s=core["transfer_bytes_per_s"],
+            ),
         )
 
     async def Partitions(

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 use super::effects::Out;
 use super::follower::{Follower, Kind, RESEND_MS, WINDOW_BYTES};
 use super::partition::{Partition, Waiting};
+use super::throttle::Throttle;
 use crate::frame::peer::{Header, PEER_FRAME_BYTES_TARGET, PeerWriter};
 use crate::log::Log;
 use crate::planted::{Bug, planted};
@@ -28,6 +29,8 @@ pub struct Links {
     pub chunks: BTreeMap<u64, BTreeSet<u32>>,
     /// Partitions that wait until one of those has arrived.
     pub chunk_queue: BTreeMap<u64, BTreeSet<u32>>,
+    /// How fast they go out, over all links.
+    pub throttle: Throttle,
 }
 
 impl Links {

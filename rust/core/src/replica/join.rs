@@ -33,11 +33,52 @@ pub struct Transfer {
     /// The piece that is being sent, kept until it is acknowledged, with its request results.
     piece: Option<(ChunkWriter, Vec<u8>)>,
     next_index: u32,
+    /// Keys and bytes of the tables when it began.
+    keys: usize,
+    table_bytes: u64,
+    /// Bytes of the pieces that have arrived.
+    done_bytes: u64,
     /// The piece has been handed to the link.
     pub(super) sent: bool,
 }
 
+/// How far transfers are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// Copies that are being made.
+    pub copies: u64,
+    /// Bytes of pieces that have arrived.
+    pub done_bytes: u64,
+    /// Bytes still to send, as far as the size of the tables tells.
+    pub left_bytes: u64,
+}
+
+impl Transfer {
+    /// Bytes still to send: of the piece under way, and the part of the tables that was not read yet.
+    fn left_bytes(&self) -> u64 {
+        let keys: usize = self.maps.iter().skip(self.map).map(|(_, keys)| keys.len()).sum();
+        let left = keys.saturating_sub(self.key) as f64 / self.keys.max(1) as f64;
+        let piece = self.piece.as_ref().map_or(0, |(piece, streams)| piece.bytes() + streams.len());
+        #[expect(clippy::cast_sign_loss, reason = "a part of the whole")]
+        let unread = (self.table_bytes as f64 * left) as u64;
+        piece as u64 + unread
+    }
+}
+
 impl Partition {
+    /// Count the copies of this partition that are being made, and what they still need.
+    pub(super) fn count_transfers(&self, progress: &mut Progress) {
+        for follower in self.followers.iter().filter(|follower| !follower.complete) {
+            progress.copies += 1;
+            if let Some(transfer) = &follower.transfer {
+                progress.done_bytes += transfer.done_bytes;
+                progress.left_bytes += transfer.left_bytes();
+            } else {
+                progress.left_bytes += self.store.bytes() as u64;
+            }
+        }
+    }
+
     /// Offer a joining copy to begin; repeated until it answers.
     pub(super) fn offer_join(&self, follower: &mut Follower, header: Header, links: &mut Links) {
         if !follower.poke {
@@ -163,6 +204,9 @@ impl Partition {
         // It may have been queued before it came here with something else to send; left in the queue, it would
         // be called once more in the place of one that still waits.
         links.chunk_queue.entry(follower.copy).or_default().remove(&self.index);
+        if !links.throttle.admits(self.index) {
+            return;
+        }
         if transfer.piece.is_none() {
             let piece = self.next_piece(transfer);
             transfer.piece = Some(piece);
@@ -172,12 +216,17 @@ impl Partition {
         {
             writer.chunk(header, piece, streams);
             transfer.sent = true;
+            links.throttle.spend(piece.bytes() + streams.len());
         }
     }
 
     fn begin_transfer(&self) -> Box<Transfer> {
-        let maps = self.store.maps().map(|map| (map.to_owned(), self.store.keys(map))).collect();
+        let maps: Vec<_> =
+            self.store.maps().map(|map| (map.to_owned(), self.store.keys(map))).collect();
         Box::new(Transfer {
+            keys: maps.iter().map(|(_, keys)| keys.len()).sum(),
+            table_bytes: self.store.bytes() as u64,
+            done_bytes: 0,
             maps,
             map: 0,
             key: 0,
@@ -313,10 +362,12 @@ impl Partition {
         };
         follower.heard_ms = now_ms;
         let Some(transfer) = &mut follower.transfer else { return };
-        let Some((piece, _)) = transfer.piece.take_if(|(piece, _)| piece.index == index) else {
+        let Some((piece, streams)) = transfer.piece.take_if(|(piece, _)| piece.index == index)
+        else {
             return;
         };
         transfer.sent = false;
+        transfer.done_bytes += (piece.bytes() + streams.len()) as u64;
         out.chunks_over.push((copy, partition));
         if piece.last {
             follower.complete_at = piece.position.sequence;

@@ -22,11 +22,13 @@ mod persist;
 mod primary;
 mod request;
 mod streams;
+mod throttle;
 mod turn;
 mod upkeep;
 
 pub use cursor::{Batch, LOCAL, SHARED, SnapshotEntry};
 pub use effects::{ChangeKind, ChangeWanted};
+pub use join::Progress;
 pub use lease::ENDLESS_MS;
 pub use node::{Config, Effects, Node, RoleRow, Status};
 pub use ownership::{Ownership, Role, State, TailCopy};

@@ -16,7 +16,7 @@ use parking_lot::{Mutex, MutexGuard};
 
 use super::commit::Links;
 use super::effects::{ChangeWanted, Out};
-use super::join::CHUNKS_IN_FLIGHT_MAX;
+use super::join::{CHUNKS_IN_FLIGHT_MAX, Progress};
 use super::lease::Lease;
 use super::ownership::{Ownership, Role};
 use super::partition::{Partition, Settings, Waiting};
@@ -123,6 +123,12 @@ pub struct Status {
     pub lease_revision: u64,
     /// Answers that became unknown because there was no lease.
     pub withheld: u64,
+    /// Copies of its partitions that are being made, and how far that is.
+    pub transfers: Progress,
+    /// Bytes of snapshots that it has sent so far.
+    pub transfer_sent_bytes: u64,
+    /// How many it sends in a second at most; 0: no bound.
+    pub transfer_bytes_per_s: u64,
 }
 
 /// The data plane of one node.
@@ -284,6 +290,11 @@ impl Node {
         true
     }
 
+    /// Send snapshots of at most so many bytes in a second to all copies together; 0: no bound.
+    pub fn limit_transfers(&self, bytes_per_s: u64) {
+        self.links.lock().throttle.limit(bytes_per_s);
+    }
+
     /// Give a copy from disk, before the first table.
     pub fn load<'a>(
         &self,
@@ -420,6 +431,7 @@ impl Node {
             self.repeated_ms.store(now_ms, Ordering::Relaxed);
         }
         let mut out = self.begin();
+        out.dirty.extend(self.links.lock().throttle.tick(now_ms));
         for partition in &self.partitions {
             partition.lock().tick(now_ms, repeat, &mut out);
         }
@@ -565,6 +577,11 @@ impl Node {
             ..Status::default()
         };
         (status.lease_until_ms, status.lease_revision) = self.lease.terms();
+        {
+            let links = self.links.lock();
+            status.transfer_sent_bytes = links.throttle.sent_bytes();
+            status.transfer_bytes_per_s = links.throttle.bytes_per_s();
+        }
         for partition in &self.partitions {
             partition.lock().count_into(&mut status);
         }
@@ -615,5 +632,8 @@ impl Partition {
         status.turns += self.keys.len() as u64;
         status.streams += self.streams.len() as u64;
         status.faults += u64::from(self.fault.is_some());
+        if self.role() == Role::Primary {
+            self.count_transfers(&mut status.transfers);
+        }
     }
 }
