@@ -363,6 +363,9 @@ class Net:
     def link(self, peers: list[tuple[str, str, int]]) -> None:
         """Link to exactly these nodes: (name, address, incarnation) each; this one is left out."""
 
+    def beat(self, heart: Heart, peers: list[tuple[str, str, int]]) -> None:
+        """Send heartbeats to exactly these nodes, as with link(); leases go to the node at once."""
+
     def wake(self) -> None:
         """There may be effects: somebody has called the node. Costs one system call at most."""
 
@@ -968,6 +971,49 @@ def encode_reply(
     tests."""
 
 # ---- who may call what (rust/py/src/gate.rs) ----
+
+class Heart:
+    """A node's heartbeats: what each says, which answers count, and the leases they bring.
+
+    Time is in milliseconds of the clock that leases are counted in. Thread-safe: the net thread
+    sends heartbeats while the loops that say() something stand still.
+    """
+
+    def __new__(cls, held_ms: int) -> Self:
+        """A heart whose leases last `held_ms` from before their heartbeats left."""
+
+    def say(
+        self, progress: Sequence[int], heard_term: int, registered_until_ms: int, now_ms: int
+    ) -> None:
+        """Take what the node's loops say of themselves.
+
+        Args:
+            progress: Their counters.
+            heard_term: Term of the controller that this node has heard lately; 0: of none. It
+                counts for half a second.
+            registered_until_ms: Until when this node may believe that it is registered: no lease
+                is good for longer.
+            now_ms: Now.
+        """
+
+    def beat(self, now_ms: int) -> tuple[int, int, list[int], int]:
+        """A heartbeat is about to leave, and `now_ms` was read before.
+
+        Returns:
+            Its nonce, the revision applied, the counters (the last is that of the controller's
+            answers), the term heard.
+        """
+
+    def answered(
+        self, nonce: int, granted: bool, revision: int, term: int, now_ms: int
+    ) -> tuple[int, int] | None:
+        """Take an answer; the lease that counts now: (revision, end)."""
+
+    def applied(self, revision: int) -> tuple[int, int] | None:
+        """A table is applied; the lease that waited for it and counts now: (revision, end)."""
+
+    def heard(self) -> tuple[int, int]:
+        """The newest term under which an answer came (0: none), and when the last one came."""
 
 class GateRefused(Exception):
     """A request that the gate refuses: (code, message, whether it is known who calls)."""

@@ -207,12 +207,9 @@ class Control:
                 return effect
         return HeartbeatAnswer(sender, nonce)
 
-    def heard(self, term: int) -> None:
-        """A node answered a heartbeat; a term other than 0: as the controller."""
-        self._handle_standby(ControllerHeard(term))
-
-    def heard_term(self) -> int:
+    def heard_term(self, term: int, at_ms: int) -> int:
         """The term whose holder this node has heard lately."""
+        self._handle_standby(ControllerHeard(term, at_ms))
         self._handle_standby(Ticked())
         return self.standby.heard_term(self.process.boot_ms())
 

@@ -14,9 +14,8 @@ import msgspec
 from spacegrid.coordinator import WriteResult
 from spacegrid.coordinator.authority import Authority
 from spacegrid.machine import controller, liveness, survival
-from spacegrid.machine import leases as lease_rules
 from spacegrid.machine.draft import Draft
-from spacegrid.machine.events import Change, HeartbeatAnswer, TakeLease
+from spacegrid.machine.events import Change
 from spacegrid.machine.table import PartitionEntry
 
 #: Name to the rule it leaves out; a star marks the rules that PROTOCOL.md marks.
@@ -45,6 +44,7 @@ CORE = {
     "snapshot-resurrects": "an entry of a snapshot never replaces what is newer",
     "tail-in-sync-early": "a tail is in sync only when its snapshot is complete",
     "turns-not-queued": "one turn at a time per routing key",
+    "lease-from-its-answer": "a lease is counted from before its heartbeat left",
     "lease-ignored": "an answer leaves under a valid lease only",
     "lease-counts-unapplied": "a lease counts once its table revision is applied",
 }
@@ -109,16 +109,6 @@ def _depose_under_lease() -> None:
 
 def _fresh_controller_does_not_wait() -> None:
     liveness.FRESH_WAIT_MS = 0  # type: ignore[misc]
-
-
-def _lease_from_its_answer() -> None:
-    def answered(self: Any, answer: HeartbeatAnswer) -> list[TakeLease]:
-        if not answer.granted:
-            return []
-        # As if it began when the answer came, however long that took.
-        return [TakeLease(answer.revision, self.now_ms() + lease_rules.LEASE_MS)]
-
-    lease_rules.LeaseHolder.answered = answered  # type: ignore[method-assign]
 
 
 MACHINES: dict[str, tuple[str, Callable[[], None]]] = {

@@ -159,7 +159,8 @@ class World:
         told = RegistrationsChanged(self.authority.state.registrations, self.authority.stopping)
         for copy, standby in self.standbys.items():
             term = self.term_held()[1]
-            for event in (ControllerChanged(*self.term_held()), ControllerHeard(term), told):
+            heard = ControllerHeard(term, self.now_ms)
+            for event in (ControllerChanged(*self.term_held()), heard, told):
                 for effect in standby.handle(event, self.now_ms):
                     answer = self.authority.campaign(copy, effect.known_term)
                     standby.handle(CampaignDone(answer), self.now_ms)

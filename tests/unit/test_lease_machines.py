@@ -16,7 +16,6 @@ from spacegrid.machine.events import (
     HeartbeatAnswer,
     RegistrationsChanged,
     TableObserved,
-    TakeLease,
     TermConfirmed,
     Ticked,
     WriteDone,
@@ -30,7 +29,6 @@ from spacegrid.machine.leases import (
     GRANTED_MS,
     HEARTBEAT_MS,
     HELD_MS,
-    LeaseHolder,
 )
 from spacegrid.machine.liveness import LOOK_MS, STUCK_MS, SUSPECT_MS, Liveness
 from spacegrid.machine.table import PartitionEntry, Registration, State, Table
@@ -44,37 +42,8 @@ def nodes(*incarnations: int) -> tuple[Registration, ...]:
     return tuple(Registration(name=f"node-{n}", incarnation=n) for n in incarnations)
 
 
-def granted(nonce: int, revision: int = 1) -> HeartbeatAnswer:
-    return HeartbeatAnswer(1, nonce, TERM, True, revision)
-
-
-# ---- the holder ----
-
-
-def test_a_lease_is_counted_from_before_the_heartbeat_and_the_holder_ends_it_first() -> None:
-    holder = LeaseHolder()
-    holder.applied(1)
-    nonce = holder.beat(1_000)
-    assert holder.answered(granted(nonce)) == [TakeLease(1, 1_000 + HELD_MS)]
+def test_the_holder_ends_a_lease_before_the_controller_does() -> None:
     assert HELD_MS < GRANTED_MS
-
-
-def test_a_lease_counts_once_its_revision_is_applied() -> None:
-    holder = LeaseHolder()
-    assert holder.answered(granted(holder.beat(1_000), revision=5)) == []
-    assert holder.applied(4) == []
-    assert holder.applied(5) == [TakeLease(5, 1_000 + HELD_MS)]
-    assert holder.applied(6) == []
-
-
-def test_an_answer_to_no_heartbeat_of_late_is_worth_nothing() -> None:
-    holder = LeaseHolder()
-    holder.applied(1)
-    old = holder.beat(0)
-    holder.beat(HELD_MS)
-    assert holder.answered(granted(old)) == []
-    assert holder.answered(granted(99)) == []
-    assert holder.answered(HeartbeatAnswer(1, holder.beat(1_000), TERM)) == []
 
 
 # ---- the term ----

@@ -7,10 +7,11 @@ from spacegrid.machine.events import (
     CampaignDone,
     CampaignFailed,
     ControllerChanged,
+    ControllerHeard,
     RegistrationsChanged,
     Ticked,
 )
-from spacegrid.machine.standby import CAMPAIGN_STAGGER_MS, Standby
+from spacegrid.machine.standby import CAMPAIGN_STAGGER_MS, SILENT_MS, TICK_MS, Standby
 from spacegrid.machine.table import Registration
 
 
@@ -97,3 +98,39 @@ def test_an_answer_of_an_older_term_takes_nothing_back() -> None:
     standby.handle(ControllerChanged(1, 7), 0)
     assert standby.handle(ControllerChanged(9, 6), 0) == []
     assert standby.next_deadline_ms() is None
+
+
+def silent_standby() -> Standby:
+    """One that has run without a break for a while; its controller was heard at 1,000."""
+    standby = Standby(2)
+    standby.handle(ControllerChanged(1, 4), 0)
+    standby.handle(nodes(1, 2), 0)
+    for now_ms in range(TICK_MS, 1_000 + TICK_MS, TICK_MS):
+        standby.handle(ControllerHeard(4, now_ms), now_ms)
+        standby.handle(Ticked(), now_ms)
+    return standby
+
+
+def test_a_holder_that_answers_nothing_is_followed_by_another() -> None:
+    standby = silent_standby()
+    for now_ms in range(1_000 + TICK_MS, 1_000 + SILENT_MS, TICK_MS):
+        assert standby.handle(Ticked(), now_ms) == []
+    assert standby.handle(Ticked(), 1_000 + SILENT_MS) == [Campaign(4)]
+
+
+def test_an_answer_counts_from_when_it_came_not_from_when_it_is_looked_at() -> None:
+    standby = silent_standby()
+    for now_ms in range(1_000 + TICK_MS, 1_000 + SILENT_MS, TICK_MS):
+        standby.handle(ControllerHeard(4, 1_000), now_ms)
+        assert standby.heard_term(now_ms) == 4
+        assert standby.handle(Ticked(), now_ms) == []
+    assert standby.heard_term(1_000 + SILENT_MS) == 0
+    assert standby.handle(Ticked(), 1_000 + SILENT_MS) == [Campaign(4)]
+
+
+def test_an_answer_under_another_term_does_not_show_that_the_holder_is_there() -> None:
+    standby = silent_standby()
+    for now_ms in range(1_000 + TICK_MS, 1_000 + SILENT_MS, TICK_MS):
+        standby.handle(ControllerHeard(3, now_ms), now_ms)
+        standby.handle(Ticked(), now_ms)
+    assert standby.handle(Ticked(), 1_000 + SILENT_MS) == [Campaign(4)]

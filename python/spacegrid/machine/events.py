@@ -36,7 +36,6 @@ __all__ = [
     "RegistrationsChanged",
     "StandbyEvent",
     "TableObserved",
-    "TakeLease",
     "TermConfirmed",
     "Ticked",
     "WriteDone",
@@ -215,9 +214,15 @@ class CampaignFailed(msgspec.Struct, frozen=True):
 
 
 class ControllerHeard(msgspec.Struct, frozen=True):
-    """The controller of this term answered a heartbeat of this node."""
+    """The controller of this term answered a heartbeat of this node.
+
+    Attributes:
+        term: Its term; 0: no controller has answered.
+        at_ms: When its last answer came.
+    """
 
     term: int
+    at_ms: int
 
 
 class PeerHeard(msgspec.Struct, frozen=True):
@@ -285,13 +290,6 @@ class ConfirmTerm(msgspec.Struct, frozen=True):
     """Read the term again; several may be under way, each has its number."""
 
     number: int
-
-
-class TakeLease(msgspec.Struct, frozen=True):
-    """The node's core may answer until then; see ``_core.Node.grant_lease``."""
-
-    revision: int
-    until_ms: int
 
 
 Effect = WriteTable | HeartbeatAnswer | ConfirmTerm

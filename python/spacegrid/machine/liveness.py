@@ -24,12 +24,13 @@ LOOK_MS: Final = 50
 
 SUSPECT_MS: Final = 400
 """A node that was not heard for this long is suspected: about four heartbeats."""
-STUCK_MS: Final = (1_000, 30_000, 1_000)
+STUCK_MS: Final = (4_000, 30_000, 1_000)
 """How long the counters of a node may stand still: of its grid loop, of its units' loop, and of the
 controller's answers that have reached it.
 
 The units' loop stands still while a handler computes, which is no fault of the node: it is called
-stuck only when no handler can be meant to take that long.
+stuck only when no handler can be meant to take that long. The grid loop stands still with it where
+the handler holds the interpreter: the node then answers what needs no Python, and goes on.
 """
 
 

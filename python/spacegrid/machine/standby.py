@@ -106,9 +106,9 @@ class Standby:
         """The term whose holder this node has heard lately, 0: it hears none."""
         return 0 if now_ms - self._heard_ms >= SILENT_MS else self._controller.term
 
-    def _on_controller_heard(self, event: ControllerHeard, now_ms: int) -> None:
+    def _on_controller_heard(self, event: ControllerHeard, _now_ms: int) -> None:
         if event.term and event.term == self._controller.term:
-            self._heard_ms = now_ms
+            self._heard_ms = max(self._heard_ms, event.at_ms)
 
     def _on_peer_heard(self, event: PeerHeard, now_ms: int) -> None:
         self._peers[event.copy] = (event.heard_term, now_ms)

@@ -157,12 +157,14 @@ class ControllerRunner:
                 return effect
         return HeartbeatAnswer(sender, nonce)
 
-    def heard(self, term: int) -> None:
-        """A node answered a heartbeat; a term other than 0: as the controller."""
-        self._handle_standby(ControllerHeard(term))
+    def heard_term(self, term: int, at_ms: int) -> int:
+        """The term whose holder this node has heard lately; called with every heartbeat.
 
-    def heard_term(self) -> int:
-        """The term whose holder this node has heard lately; called with every heartbeat."""
+        Args:
+            term: The newest term under which a heartbeat was answered; 0: none.
+            at_ms: When that was.
+        """
+        self._handle_standby(ControllerHeard(term, at_ms))
         self._handle_standby(Ticked())
         return self._standby.heard_term(clock.boottime_ms())
 

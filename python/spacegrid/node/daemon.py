@@ -48,7 +48,7 @@ from spacegrid.errors import ConfigError, SpaceGridError, StoreFailed
 from spacegrid.machine.events import HeartbeatAnswer
 from spacegrid.machine.table import Registration, core_entry
 from spacegrid.node.controller_runner import ControllerRunner
-from spacegrid.node.front import Front, Peer
+from spacegrid.node.front import Front
 from spacegrid.node.heartbeats import Heartbeats, Pulse
 from spacegrid.node.installed import declared_maps, load_units, route_arguments
 from spacegrid.node.internal import InternalClient
@@ -269,15 +269,13 @@ class Daemon:
         self.known = True
         if self.config.coordinator:
             self._heartbeats = Heartbeats(
-                self.config.name,
                 self.incarnation,
-                node,
+                self.front,
                 self.view,
                 self.controller,
                 lambda: self._coordinator.registered_until_ms,
                 self._progress,
                 die,
-                self.security,
             )
             self._heartbeats.start()
 
@@ -388,6 +386,8 @@ class Daemon:
                 self.view.stopping = stopping
                 if self.serving:
                     self._update_links()
+                if self._heartbeats is not None:
+                    self._heartbeats.update_peers()
                 self.controller.registrations_changed(event)
                 if stopping:
                     self._cluster_stops = True
@@ -434,10 +434,7 @@ class Daemon:
         self.internal.set_routes(table.revision, answering, nodes, self.incarnation)
 
     def _update_links(self) -> None:
-        self.front.link(
-            Peer(r.name, self.view.peer_address(r), inc)
-            for inc, r in self.view.registrations.items()
-        )
+        self.front.link(self.view.peers())
         self._set_routes()
 
     # ---- stop
@@ -522,7 +519,7 @@ class Daemon:
         if self.known:
             await self.internal.close()
             if self._heartbeats is not None:
-                await self._heartbeats.close()
+                self._heartbeats.close()
             await self.controller.close()
         if self.bound:
             await self.front.close()

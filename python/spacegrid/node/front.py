@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,18 +22,13 @@ from spacegrid.node.security import NodeSecurity
 from spacegrid.security.access import RIGHTS_ALL
 
 if TYPE_CHECKING:
-    from spacegrid._core import ChangeRequest, Effects, Node
+    from spacegrid._core import ChangeRequest, Effects, Heart, Node
 
 _log = get_logger("net")
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """Another node: its name, address and incarnation."""
-
-    name: str
-    address: str
-    incarnation: int
+Peer = tuple[str, str, int]
+"""Another node: its name, address and incarnation."""
 
 
 class Front:
@@ -92,7 +86,11 @@ class Front:
 
     def link(self, alive: Iterable[Peer]) -> None:
         """Link to exactly these nodes; this one is left out."""
-        self._net.link([(peer.name, peer.address, peer.incarnation) for peer in alive])
+        self._net.link(list(alive))
+
+    def beat(self, heart: Heart, alive: Iterable[Peer]) -> None:
+        """Send heartbeats to exactly these nodes, and give the core the leases they bring."""
+        self._net.beat(heart, list(alive))
 
     async def close(self) -> None:
         """Close port and links; replies that are there still leave."""

@@ -67,6 +67,10 @@ class ClusterView:
         """Incarnation of each node alive to the address under which this node reaches it."""
         return {inc: self.peer_address(r) for inc, r in self.registrations.items()}
 
+    def peers(self) -> list[tuple[str, str, int]]:
+        """Name, address and incarnation of each node alive, as this node reaches it."""
+        return [(r.name, self.peer_address(r), inc) for inc, r in self.registrations.items()]
+
     def routes(self) -> data_pb2.Routes:
         """The routing table for clients; nodes that are gone have no partitions."""
         if self._routes is None:

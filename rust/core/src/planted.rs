@@ -19,6 +19,7 @@ pub enum Bug {
     JoinBeforeTable,
     KeepDifferingRecord,
     LeaseCountsUnapplied,
+    LeaseFromItsAnswer,
     LeaseIgnored,
     LowestIgnored,
     MinInSyncIgnored,
@@ -38,7 +39,7 @@ pub enum Bug {
 
 /// Name and bug.
 #[cfg(feature = "planted")]
-pub const ALL: [(&str, Bug); 26] = [
+pub const ALL: [(&str, Bug); 27] = [
     ("answer-before-commit", Bug::AnswerBeforeCommit),
     ("asked-copy-does-not-count", Bug::AskedCopyDoesNotCount),
     ("ack-what-is-not-verified", Bug::AckWhatIsNotVerified),
@@ -50,6 +51,7 @@ pub const ALL: [(&str, Bug); 26] = [
     ("join-before-table", Bug::JoinBeforeTable),
     ("keep-differing-record", Bug::KeepDifferingRecord),
     ("lease-counts-unapplied", Bug::LeaseCountsUnapplied),
+    ("lease-from-its-answer", Bug::LeaseFromItsAnswer),
     ("lease-ignored", Bug::LeaseIgnored),
     ("lowest-ignored", Bug::LowestIgnored),
     ("min-in-sync-ignored", Bug::MinInSyncIgnored),

@@ -23,7 +23,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::clock::boottime_ms;
 use crate::events::Events;
-use crate::links::Link;
+use crate::links::{EndWithThis, Link};
 use crate::message::Hello;
 use crate::net::Member;
 use crate::tls::SharedTls;
@@ -65,6 +65,7 @@ pub(crate) struct Grid {
     joined: OnceCell<Joined>,
     outputs: RefCell<HashMap<u64, Rc<Output>>>,
     pub(crate) links: RefCell<HashMap<u64, Rc<Link>>>,
+    pub(crate) heartbeats: RefCell<HashMap<u64, EndWithThis>>,
     connections: Cell<u64>,
     waiting_for_room: RefCell<Vec<Waker>>,
     closing: Cell<bool>,
@@ -79,6 +80,7 @@ impl Grid {
             joined: OnceCell::new(),
             outputs: RefCell::default(),
             links: RefCell::default(),
+            heartbeats: RefCell::default(),
             connections: Cell::new(0),
             waiting_for_room: RefCell::default(),
             closing: Cell::new(false),

@@ -179,7 +179,7 @@ impl Link {
             let _ = connection.await;
         }));
         let mut send = send.ready().await.map_err(io::Error::other)?;
-        let request = request(&self.peer.address).map_err(io::Error::other)?;
+        let request = call(&self.peer.address, LINK_PATH).map_err(io::Error::other)?;
         let (response, stream) = send.send_request(request, false).map_err(io::Error::other)?;
         let (sending, answers) = self.greet(grid, response, stream).await?;
         Ok(Call { sending, answers, pings, connection })
@@ -253,7 +253,7 @@ struct Call {
 }
 
 /// Ends a task when it is dropped.
-struct EndWithThis(JoinHandle<()>);
+pub(crate) struct EndWithThis(pub(crate) JoinHandle<()>);
 
 impl Drop for EndWithThis {
     fn drop(&mut self) {
@@ -270,10 +270,11 @@ async fn keep_alive(pings: &mut PingPong) -> io::Result<()> {
     }
 }
 
-fn request(address: &str) -> http::Result<Request<()>> {
+/// The head of a call to another node.
+pub(crate) fn call(address: &str, path: &str) -> http::Result<Request<()>> {
     Request::builder()
         .method(Method::POST)
-        .uri(format!("http://{address}{LINK_PATH}"))
+        .uri(format!("http://{address}{path}"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
         .body(())

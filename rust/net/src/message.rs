@@ -7,10 +7,12 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::protobuf::{
+    VARINT_BYTES_MAX, Value, malformed, next_field, put_bytes, put_number, put_varint,
+};
 use crate::status::{Code, Status};
 
 const PREFIX_BYTES: usize = 5;
-const VARINT_BYTES_MAX: usize = 10;
 
 /// What a message may have beyond its frame: tags, lengths, a hello.
 pub const ENVELOPE_BYTES_MAX: usize = 1024;
@@ -106,21 +108,32 @@ impl Message {
         Self::field(2, hello.encode())
     }
 
+    /// A message whose first field is in the head, ready to be cut where the window ends.
     fn field(number: u8, body: Bytes) -> Self {
         let mut field = BytesMut::with_capacity(1 + VARINT_BYTES_MAX);
         field.put_u8(number << 3 | 2);
         put_varint(&mut field, body.len() as u64);
-        let mut head = BytesMut::with_capacity(PREFIX_BYTES + field.len());
-        head.put_u8(0);
-        head.put_u32((field.len() + body.len()) as u32);
+        let mut head = prefix(field.len() + body.len());
         head.extend_from_slice(&field);
         Self { head: head.freeze(), body }
+    }
+
+    /// Any other message, as it is encoded.
+    pub(crate) fn whole(body: Bytes) -> Self {
+        Self { head: prefix(body.len()).freeze(), body }
     }
 
     /// Bytes in all.
     pub fn len(&self) -> usize {
         self.head.len() + self.body.len()
     }
+}
+
+fn prefix(length: usize) -> BytesMut {
+    let mut head = BytesMut::with_capacity(PREFIX_BYTES + 1 + VARINT_BYTES_MAX);
+    head.put_u8(0);
+    head.put_u32(length as u32);
+    head
 }
 
 /// A received message: a frame, or the hello of a first message.
@@ -180,85 +193,15 @@ impl Hello {
         Ok(hello)
     }
 
-    fn encode(&self) -> Bytes {
+    pub(crate) fn encode(&self) -> Bytes {
         let mut out = BytesMut::new();
-        let mut number = |field: u8, value: u64| {
-            if value != 0 {
-                out.put_u8(field << 3);
-                put_varint(&mut out, value);
-            }
-        };
-        number(1, self.protocol_version);
-        number(4, self.incarnation);
-        number(5, self.receiver);
-        for (field, bytes) in [(2_u8, &self.cluster_id), (3, &self.node)] {
-            if !bytes.is_empty() {
-                out.put_u8(field << 3 | 2);
-                put_varint(&mut out, bytes.len() as u64);
-                out.extend_from_slice(bytes);
-            }
-        }
+        put_number(&mut out, 1, self.protocol_version);
+        put_bytes(&mut out, 2, &self.cluster_id);
+        put_bytes(&mut out, 3, &self.node);
+        put_number(&mut out, 4, self.incarnation);
+        put_number(&mut out, 5, self.receiver);
         out.freeze()
     }
-}
-
-enum Value {
-    Number(u64),
-    Bytes(Bytes),
-    Skipped,
-}
-
-fn next_field(message: &mut Bytes) -> Result<Option<(u64, Value)>, Status> {
-    if message.is_empty() {
-        return Ok(None);
-    }
-    let tag = varint(message)?;
-    let value = match tag & 7 {
-        0 => Value::Number(varint(message)?),
-        1 => skip(message, 8)?,
-        2 => {
-            let length = varint(message)?;
-            if length > message.len() as u64 {
-                return Err(malformed("a field is longer than its message"));
-            }
-            Value::Bytes(message.split_to(length as usize))
-        }
-        5 => skip(message, 4)?,
-        _ => return Err(malformed("a field has no type")),
-    };
-    Ok(Some((tag >> 3, value)))
-}
-
-fn skip(message: &mut Bytes, bytes: usize) -> Result<Value, Status> {
-    if message.len() < bytes {
-        return Err(malformed("a field is longer than its message"));
-    }
-    message.advance(bytes);
-    Ok(Value::Skipped)
-}
-
-fn varint(message: &mut Bytes) -> Result<u64, Status> {
-    let mut value = 0_u64;
-    for (at, byte) in message.iter().take(VARINT_BYTES_MAX).enumerate() {
-        value |= u64::from(byte & 0x7f) << (7 * at);
-        if byte & 0x80 == 0 {
-            message.advance(at + 1);
-            return Ok(value);
-        }
-    }
-    Err(malformed("a number does not end"))
-}
-
-fn put_varint(out: &mut BytesMut, mut value: u64) {
-    while value >= 0x80 {
-        out.put_u8(value as u8 | 0x80);
-        value >>= 7;
-    }
-    out.put_u8(value as u8);
-}
-
-fn malformed(why: &str) -> Status {
-    Status::new(Code::InvalidArgument, format!("no valid message: {why}"))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use spacegrid_core::gate::Gate;
-use spacegrid_core::replica::Node;
+use spacegrid_core::replica::{Heart, Node};
 use tokio::net::{TcpListener, UnixStream};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -22,6 +22,7 @@ use tokio::task::LocalSet;
 use crate::events::{Batch, Events};
 use crate::front::{Front, Upstream};
 use crate::grid::{Grid, Joined, LOCAL_CONNECTION, Shared};
+use crate::heartbeats;
 use crate::links::{self, Peer};
 use crate::tls::{SharedTls, Tls};
 
@@ -48,9 +49,13 @@ pub struct Security {
     pub tls: Tls,
 }
 
+/// A node's heartbeats, as several threads know them.
+pub type SharedHeart = Arc<Mutex<Heart>>;
+
 enum Command {
     Join(Joined),
     Link(Vec<Peer>),
+    Beat(SharedHeart, Vec<Peer>),
     Close,
 }
 
@@ -129,6 +134,11 @@ impl Net {
         self.tell(Command::Link(peers));
     }
 
+    /// Send heartbeats to exactly these nodes; answers give the core its lease.
+    pub fn beat(&self, heart: SharedHeart, peers: Vec<Peer>) {
+        self.tell(Command::Beat(heart, peers));
+    }
+
     /// There may be effects to take: somebody has called the core.
     pub fn wake(&self) {
         self.shared.wake.notify_one();
@@ -193,11 +203,13 @@ async fn run(
         match commands.recv().await {
             Some(Command::Join(joined)) => grid.join(joined),
             Some(Command::Link(peers)) => links::update(&grid, peers),
+            Some(Command::Beat(heart, peers)) => heartbeats::update(&grid, &heart, peers),
             Some(Command::Close) | None => break,
         }
     }
     accepting.abort();
     links::update(&grid, Vec::new());
+    grid.heartbeats.borrow_mut().clear();
     grid.close();
     let _ = tokio::time::timeout(CLOSE_WAIT, front.empty()).await;
     Ok(())

@@ -10,6 +10,7 @@ mod client;
 mod errors;
 mod frames;
 mod gate;
+mod heart;
 mod keys;
 mod net;
 mod node;
@@ -38,6 +39,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     frames::register(module)?;
     gate::register(module)?;
     keys::register(module)?;
+    heart::register(module)?;
     net::register(module)?;
     node::register(module)?;
     ring::register(module)?;

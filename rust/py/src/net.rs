@@ -15,6 +15,7 @@ use spacegrid_core::replica::{Effects as CoreEffects, Node as CoreNode};
 use spacegrid_net::{ClientLink, Member, Net as CoreNet, Peer, Security, Tls};
 
 use crate::gate::Gate;
+use crate::heart::Heart;
 use crate::node::{Effects, Node};
 
 /// Adds the classes to the module.
@@ -104,6 +105,11 @@ impl Net {
     fn link(&self, peers: Vec<(String, String, u64)>) {
         let peer = |(name, address, incarnation)| Peer { name, address, incarnation };
         self.net.link(peers.into_iter().map(peer).collect());
+    }
+
+    fn beat(&self, heart: &Bound<'_, Heart>, peers: Vec<(String, String, u64)>) {
+        let peer = |(name, address, incarnation)| Peer { name, address, incarnation };
+        self.net.beat(heart.get().core.clone(), peers.into_iter().map(peer).collect());
     }
 
     fn wake(&self) {

@@ -10,6 +10,7 @@ mod commit;
 mod cursor;
 mod effects;
 mod follower;
+mod heart;
 mod join;
 mod lease;
 mod memory;
@@ -28,6 +29,7 @@ mod upkeep;
 
 pub use cursor::{Batch, LOCAL, SHARED, SnapshotEntry};
 pub use effects::{ChangeKind, ChangeWanted};
+pub use heart::{Answer, Beat, Grant, Heart};
 pub use join::Progress;
 pub use lease::ENDLESS_MS;
 pub use node::{Config, Effects, Node, RoleRow, Status};
