@@ -50,10 +50,14 @@ async def test_f18_counters_are_exact_while_a_node_joins_and_leaves_and_little_i
     assert 0.8 < figures["leave_moved_over_ideal_max"] <= 1.2
 
 
-async def test_f17_a_handler_that_holds_the_interpreter_loses_nothing(start: Start) -> None:
+async def test_f17_a_handler_that_holds_the_interpreter_is_answered_and_loses_nothing(
+    start: Start,
+) -> None:
     stage = await start()
-    await held(stage)
+    figures, _ = await held(stage)
     assert stage.violations == []
+    assert figures["hold_failovers"] == 0
+    assert figures["hold_errors"] == 0
 
 
 async def test_f33_a_full_node_refuses_by_name_and_keeps_what_it_has(start: Start) -> None:
