@@ -30,7 +30,14 @@ from spacegrid.machine.leases import (
     HEARTBEAT_MS,
     HELD_MS,
 )
-from spacegrid.machine.liveness import LOOK_MS, STUCK_MS, SUSPECT_MS, Liveness
+from spacegrid.machine.liveness import (
+    FORGIVEN_MS,
+    LOOK_MS,
+    STEADY_MS,
+    STUCK_MS,
+    SUSPECT_MS,
+    Liveness,
+)
 from spacegrid.machine.table import PartitionEntry, Registration, State, Table
 from spacegrid.machine.term import HeldTerm
 
@@ -97,6 +104,38 @@ def test_a_node_that_is_silent_is_suspected_until_it_is_heard_again() -> None:
     assert liveness.suspected == {3}
     liveness.hear(3, (1, 1, 1), SUSPECT_MS + 1)
     assert liveness.suspected == frozenset()
+
+
+def suspected_and_heard(liveness: Liveness, since_ms: int) -> int:
+    """Node 3 is silent until it is suspected, and heard again; when that is."""
+    until_ms = since_ms + SUSPECT_MS
+    pass_time(liveness, until_ms, 1, 2, since_ms=since_ms)
+    assert liveness.suspected == {3}
+    liveness.hear(3, (until_ms,) * 3, until_ms)
+    assert liveness.suspected == frozenset()
+    return until_ms
+
+
+def test_suspicions_that_pass_again_and_again_leave_a_node_unsteady_for_longer_and_longer() -> None:
+    liveness = looked(1, 2, 3)
+    now_ms = suspected_and_heard(liveness, 0)
+    assert liveness.unsteady == frozenset(), "once is forgiven at once"
+    for expected_ms in (STEADY_MS[0], 2 * STEADY_MS[0], 4 * STEADY_MS[0]):
+        now_ms = suspected_and_heard(liveness, now_ms)
+        assert liveness.unsteady == {3}
+        pass_time(liveness, now_ms + expected_ms - LOOK_MS, 1, 2, 3, since_ms=now_ms)
+        assert liveness.unsteady == {3}
+        pass_time(liveness, now_ms + expected_ms, 1, 2, 3, since_ms=now_ms + expected_ms - LOOK_MS)
+        assert liveness.unsteady == frozenset()
+        now_ms += expected_ms
+    for _ in range(10):
+        now_ms = suspected_and_heard(liveness, now_ms)
+    pass_time(liveness, now_ms + STEADY_MS[1], 1, 2, 3, since_ms=now_ms)
+    assert liveness.unsteady == frozenset(), "there is a most"
+    now_ms += STEADY_MS[1]
+    pass_time(liveness, now_ms + FORGIVEN_MS, 1, 2, 3, since_ms=now_ms)
+    suspected_and_heard(liveness, now_ms + FORGIVEN_MS)
+    assert liveness.unsteady == frozenset(), "and after a while it begins again"
 
 
 def test_for_time_in_which_it_did_not_run_itself_it_judges_nobody() -> None:

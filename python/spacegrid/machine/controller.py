@@ -132,6 +132,7 @@ class Controller:
         self._dirty = False
         #: The last of the nodes' standing that was decided on.
         self._suspected: frozenset[int] = frozenset()
+        self._unsteady: frozenset[int] = frozenset()
         #: Primaries that are gone and may still be answering.
         self._waits: frozenset[int] = frozenset()
         #: (partition, copy) that a primary could not reach, and until when that is remembered.
@@ -264,7 +265,7 @@ class Controller:
         self._table, self._stores = event.table, event.table.stores
         self._newest, self._waits = False, frozenset()
         self._shunned, self._deposing = {}, {}
-        self._suspected = frozenset()
+        self._suspected = self._unsteady = frozenset()
         self._liveness.begin(event.registrations, now_ms)
         self._set_nodes(event.registrations, event.stopping)
         named = {copy for entry in event.table.entries for copy in entry.members()}
@@ -386,9 +387,11 @@ class Controller:
         return [self._in_flight]
 
     def _take_standing(self) -> None:
-        """Take over who is suspected, where that changed."""
-        if self.config.leases and self._liveness.suspected != self._suspected:
-            self._suspected = self._liveness.suspected
+        """Take over who is suspected or unsteady, where that changed."""
+        liveness = self._liveness
+        standing = (liveness.suspected, liveness.unsteady)
+        if self.config.leases and standing != (self._suspected, self._unsteady):
+            self._suspected, self._unsteady = standing
             self._dirty = True
             self._set_nodes(self._registrations, self._stopping)
 
@@ -429,7 +432,8 @@ class Controller:
     def _set_nodes(self, registrations: tuple[Registration, ...], stopping: bool) -> None:
         self._registrations, self._stopping = registrations, stopping
         self._drains &= {item.incarnation for item in registrations}
-        self._nodes = Nodes(registrations, self._drains, self._suspected)
+        copies = self._table.copies if self._table is not None else 1
+        self._nodes = Nodes(registrations, self._drains, self._suspected, self._unsteady, copies)
 
     def _decide(self, cause: str, now_ms: int) -> list[Effect]:
         """One pass of all rules over the table."""

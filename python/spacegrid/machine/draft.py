@@ -31,6 +31,8 @@ class Nodes:
         registrations: tuple[Registration, ...],
         drains: frozenset[int],
         suspected: frozenset[int] = frozenset(),
+        unsteady: frozenset[int] = frozenset(),
+        copies: int = 1,
     ) -> None:
         """Read the registrations.
 
@@ -39,6 +41,9 @@ class Nodes:
             drains: Copies that asked to leave, besides those whose registration says so.
             suspected: Those of them that do not behave: nothing is expected of them, and nothing of
                 theirs is given up.
+            unsteady: Those that behave and are not built on: nothing new is put there while there
+                are `copies` others.
+            copies: Of each partition.
         """
         self.registered = frozenset(item.incarnation for item in registrations)
         #: Those that are there and behave.
@@ -49,8 +54,12 @@ class Nodes:
             if item.draining or item.stopped or item.incarnation in drains
         )
         registrations = tuple(item for item in registrations if item.incarnation in self.live)
+        stay = self.live - self.draining
+        steady = stay - unsteady
         #: Where copies may be put, in order of incarnation; when all drain, nowhere is better.
-        self.placeable = tuple(sorted(self.live - self.draining)) or tuple(sorted(self.live))
+        self.placeable = tuple(
+            sorted(steady if len(steady) >= copies else stay) or sorted(self.live)
+        )
         self.names = {item.incarnation: item.name for item in registrations}
         #: What fails together; a node without a zone is one of its own.
         self._zones = {item.incarnation: item.zone or item.incarnation for item in registrations}

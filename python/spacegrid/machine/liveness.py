@@ -2,8 +2,11 @@
 
 A node is *alive*, *suspected* or *ended*. Suspicion comes from heartbeats that stay away and from
 progress counters that stand still; it is no proof of anything and passes when the node is heard
-again. An ended node never comes back. Whether a node may still be answering is another question:
-until its last lease is over, or until it has ended, which proves that it does nothing any more.
+again. One that passes again and again leaves the node *unsteady*: it gets its lease and serves what
+it has, but what it has moves away and nothing is put there until it has behaved for a while, so
+that partitions do not wander to a starved node and back. An ended node never comes back. Whether a
+node may still be answering is another question: until its last lease is over, or until it has
+ended, which proves that it does nothing any more.
 
 Who calls: machine/controller.py. Source: PROTOCOL.md section 6.
 """
@@ -17,7 +20,7 @@ import msgspec
 from spacegrid.machine.leases import FRESH_WAIT_MS, GRANTED_MS
 from spacegrid.machine.table import Registration
 
-__all__ = ["LOOK_MS", "STUCK_MS", "SUSPECT_MS", "Liveness"]
+__all__ = ["FORGIVEN_MS", "LOOK_MS", "STEADY_MS", "STUCK_MS", "SUSPECT_MS", "Liveness"]
 
 LOOK_MS: Final = 50
 """Time between two looks at who was heard."""
@@ -32,6 +35,11 @@ The units' loop stands still while a handler computes, which is no fault of the 
 stuck only when no handler can be meant to take that long. The grid loop stands still with it where
 the handler holds the interpreter: the node then answers what needs no Python, and goes on.
 """
+STEADY_MS: Final = (2_000, 30_000)
+"""How long a node that was suspected a second time must behave before anything is put there, and
+the most that this doubles to with each time more."""
+FORGIVEN_MS: Final = 60_000
+"""A node that has behaved for this long begins again with a clean record."""
 
 
 class _Heard(msgspec.Struct):
@@ -40,6 +48,13 @@ class _Heard(msgspec.Struct):
     at_ms: int
     progress: tuple[int, ...] = ()
     moved_ms: list[int] = []
+
+
+class _Record(msgspec.Struct):
+    """How often a node was suspected of late, and until when it is unsteady."""
+
+    count: int = 0
+    until_ms: int = 0
 
 
 class Liveness:
@@ -51,11 +66,14 @@ class Liveness:
         self.suspected: frozenset[int] = frozenset()
         #: Those of them that are not heard; of the others a loop stands still.
         self.silent: frozenset[int] = frozenset()
+        #: Nodes that behave now, and whose suspicions have passed too often to build on it.
+        self.unsteady: frozenset[int] = frozenset()
         #: Fewer than half of the nodes are heard: it may well be this node that is cut off.
         self.isolated = False
         self._heard: dict[int, _Heard] = {}
         #: Until when each node may answer, by the grants of this controller.
         self._granted_ms: dict[int, int] = {}
+        self._records: dict[int, _Record] = {}
         self._fresh_until_ms = 0
         self._looked_ms = 0
 
@@ -70,7 +88,9 @@ class Liveness:
         self._granted_ms = {}
         self._fresh_until_ms = now_ms + FRESH_WAIT_MS
         self._looked_ms = now_ms
-        self.suspected, self.silent, self.isolated = frozenset(), frozenset(), False
+        self._records = {}
+        self.suspected, self.silent, self.unsteady = frozenset(), frozenset(), frozenset()
+        self.isolated = False
 
     def set_registrations(self, registrations: tuple[Registration, ...], now_ms: int) -> None:
         """Take who has not ended; a node that is new has just been heard."""
@@ -130,7 +150,28 @@ class Liveness:
         if self.isolated:
             return
         stuck = {copy for copy, heard in self._heard.items() if _is_stuck(heard, now_ms)}
-        self.suspected, self.silent = frozenset(silent | stuck), frozenset(silent)
+        before, self.suspected = self.suspected, frozenset(silent | stuck)
+        self.silent = frozenset(silent)
+        for copy in before - self.suspected:
+            self._passed(copy, now_ms)
+        self._records = {
+            copy: record
+            for copy, record in self._records.items()
+            if copy in self._heard and now_ms < record.until_ms + FORGIVEN_MS
+        }
+        self.unsteady = frozenset(
+            copy
+            for copy, record in self._records.items()
+            if now_ms < record.until_ms and copy not in self.suspected
+        )
+
+    def _passed(self, copy: int, now_ms: int) -> None:
+        """A node that was suspected behaves again: the first time that is forgiven at once."""
+        record = self._records.setdefault(copy, _Record())
+        record.count += 1
+        first_ms, most_ms = STEADY_MS
+        doubled_ms = first_ms << min(record.count - 2, 16) if record.count > 1 else 0
+        record.until_ms = now_ms + min(doubled_ms, most_ms)
 
 
 def _is_stuck(heard: _Heard, now_ms: int) -> bool:
