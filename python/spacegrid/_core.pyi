@@ -972,6 +972,7 @@ def encode_reply(
 
 # ---- who may call what (rust/py/src/gate.rs) ----
 
+@final
 class Heart:
     """A node's heartbeats: what each says, which answers count, and the leases they bring.
 
