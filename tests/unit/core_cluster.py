@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from spacegrid import _core
 from spacegrid.clock import now_ms
@@ -198,7 +198,10 @@ class BlockingWire:
         return self.open(address, b"", timeout_s).routes
 
     def exchange(
-        self, frames: Sequence[tuple[str, bytes]], timeout_s: float
+        self,
+        frames: Sequence[tuple[str, bytes]],
+        timeout_s: float,
+        go_on: Callable[[str], bool],
     ) -> list[list[bytes] | ExchangeFailed]:
         return [self._exchange(address, frame) for address, frame in frames]
 

@@ -44,7 +44,7 @@ def test_a_node_that_says_nothing_is_waited_for_until_the_time_is_over(
     began = time.monotonic()
     link.send(request_frame(), 0.2)
     with pytest.raises(LinkBroken, match="no answer in time") as broken:
-        link.answers(0.2)
+        link.answers(0.2, 0.2)
     assert broken.value.sent is True
     assert time.monotonic() - began > 0.15
     link.close()
@@ -79,7 +79,7 @@ def test_closing_tells_a_thread_that_waits(listener: socket.socket) -> None:
 
     def wait() -> None:
         try:
-            link.answers(30.0)
+            link.answers(30.0, 30.0)
         except LinkBroken as error:
             told.append(error)
 

@@ -45,10 +45,12 @@ __all__ = ["BlockingSession", "Waiter"]
 
 OPEN_PAUSE_S: Final = 0.05
 ROUTES_TIMEOUT_S: Final = 1.0
-REFRESH_DELAY_MS: Final = (5, 500)
+REFRESH_DELAY_MS: Final = (5, 200)
 """First and longest pause between two questions for routes."""
 IDLE_MS: Final = 1000
 """Longest wait of a thread for answers that other threads have asked for."""
+SILENT_MS: Final = 400
+"""A node that has not answered for this long may be deposed: others are asked."""
 ATTEMPT_S: Final = 1.0
 """Longest wait for one frame before its requests are asked for again, perhaps elsewhere; the same
 token makes that safe."""
@@ -91,6 +93,10 @@ class BlockingSession:
         self._settled = threading.Condition(self._lock)
         self._addresses: list[str] = []
         self._slots: dict[str, int] = {}
+        #: Slots that own a partition.
+        self._owners: frozenset[int] = frozenset()
+        #: Addresses that did not answer last: for routes they are asked when nobody else answers.
+        self._silent: set[str] = set()
         self._revision = -1
         self._state = "open"
         self._busy = 0
@@ -267,16 +273,21 @@ class BlockingSession:
     ) -> None:
         wait_s = min(ATTEMPT_S, max(0.001, (until_ms - monotonic_ms()) / 1000))
         addressed = [(self._addresses[slot], frame) for slot, frame in frames]
-        answers = self._transport.exchange(addressed, wait_s)
+        begun_ms = monotonic_ms()
+        answers = self._transport.exchange(
+            addressed, wait_s, lambda address: self._go_on(address, begun_ms)
+        )
         now = monotonic_ms()
         refused: errors.SpaceGridError | None = None
         with self._lock:
             for (slot, _frame), answer in zip(frames, answers, strict=True):
                 if isinstance(answer, ExchangeFailed):
                     self.core.on_disconnect(slot, now, answer.sent)
+                    self._silent.add(self._addresses[slot])
                     self._refresh_wanted = True
                     refused = refused or answer.error
                     continue
+                self._silent.discard(self._addresses[slot])
                 try:
                     for reply in answer:
                         self._settle(self.core.on_frame(slot, reply, now))
@@ -286,6 +297,19 @@ class BlockingSession:
                 for waiter in waiters:
                     self.core.cancel(waiter.number)
                 raise refused
+
+    def _go_on(self, address: str, begun_ms: int) -> bool:
+        """Whether to wait on for a node: not once others know that it owns nothing any more."""
+        now_ms = monotonic_ms()
+        with self._lock:
+            if now_ms - begun_ms < SILENT_MS:
+                return True
+            self._silent.add(address)
+            ask = now_ms >= self._refresh_at_ms
+        if ask:
+            self._refresh()
+        with self._lock:
+            return self._slots[address] in self._owners
 
     def _settle(self, completions: list[_core.Completion]) -> None:
         for waiter, status, value, version, codec, _copies, number in completions:
@@ -303,7 +327,9 @@ class BlockingSession:
     def _apply_routes(self, routes: Routes) -> None:
         slots = [-1, *(self._slot_of(node.address) for node in routes.nodes)]
         self._revision = routes.revision
-        self.core.set_routes(routes.revision, [slots[index] for index in routes.primaries])
+        table = [slots[index] for index in routes.primaries]
+        self._owners = frozenset(table)
+        self.core.set_routes(routes.revision, table)
 
     def _slot_of(self, address: str) -> int:
         slot = self._slots.get(address)
@@ -313,13 +339,18 @@ class BlockingSession:
         return slot
 
     def _refresh(self) -> None:
-        """Ask node after node for routes, until one knows newer ones."""
+        """Ask node after node for routes, until one knows newer ones; silent ones if need be."""
         best: Routes | None = None
-        for address in dict.fromkeys([*self._addresses, *self._seeds]):
+        known = dict.fromkeys([*self._addresses, *self._seeds])
+        for address in sorted(known, key=self._silent.__contains__):
+            if best is not None and address in self._silent:
+                break
             try:
                 routes = self._transport.routes(address, ROUTES_TIMEOUT_S)
             except errors.SpaceGridError:
+                self._silent.add(address)
                 continue
+            self._silent.discard(address)
             if len(routes.primaries) != self.partition_count:
                 continue
             if best is None or routes.revision > best.revision:

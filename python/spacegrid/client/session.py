@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from spacegrid import _core, errors
@@ -53,6 +53,8 @@ WATCH_S: Final = 0.2
 SILENT_MS: Final = 400
 """A link that has not answered for this long may belong to a deposed node."""
 ROUTES_TIMEOUT_S: Final = 1.0
+ROUTES_SLACK_S: Final = 0.05
+"""How long others may still answer once one has."""
 ROUTES_ASKED_MAX: Final = 4
 """Nodes asked for routes at the same time."""
 REFRESH_DELAY_S: Final = (0.005, 0.04, 0.5)
@@ -448,16 +450,36 @@ class Session:
         best: Routes | None = None
         for start in range(0, len(addresses), ROUTES_ASKED_MAX):
             asked = addresses[start : start + ROUTES_ASKED_MAX]
-            questions = [self._ask(address) for address in asked]
-            for answer in asyncio.as_completed(questions):
-                routes = await answer
-                if routes is not None and (best is None or routes.revision > best.revision):
+            async for routes in self._answered(asked):
+                if best is None or routes.revision > best.revision:
                     best = routes
                     if best.revision > self._revision:
                         self._adopt(best)
             if best is not None:
                 break
         return best
+
+    async def _answered(self, addresses: list[str]) -> AsyncIterator[Routes]:
+        """Ask some nodes together; once one has answered the others have little time left.
+
+        A node that hangs says nothing, and whoever waits for it learns late what others know.
+        """
+        questions = {asyncio.ensure_future(self._ask(address)) for address in addresses}
+        timeout_s: float | None = None
+        try:
+            while questions:
+                done, questions = await asyncio.wait(
+                    questions, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    return
+                for question in done:
+                    if (routes := question.result()) is not None:
+                        timeout_s = ROUTES_SLACK_S
+                        yield routes
+        finally:
+            for question in questions:
+                question.cancel()
 
     def _adopt(self, routes: Routes) -> None:
         self._apply_routes(routes)

@@ -92,11 +92,15 @@ class ControllerRunner:
         self._standby_timer: asyncio.TimerHandle | None = None
         self._active = False
         self._term = 0
+        #: The newest term that this node has heard of.
+        self._known_term = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._channel: tuple[tuple[str, ClientSecurity], grpc.aio.Channel] | None = None
         self._waiting: dict[tuple[int, int], ChangeRequest] = {}
         self._forwarding = False
+        #: The question to the controller that is under way.
+        self._asked: asyncio.Task[None] | None = None
 
     @property
     def active(self) -> bool:
@@ -107,6 +111,10 @@ class ControllerRunner:
 
     def controller_changed(self, event: ControllerChanged) -> None:
         """Begin or end to be the controller."""
+        if event.term > self._known_term and self._asked is not None:
+            # The one before may hang: what was asked of it is asked of its follower.
+            self._asked.cancel()
+        self._known_term = max(self._known_term, event.term)
         self._handle_standby(event)
         if event.incarnation == self._incarnation:
             if event.term == self._term:
@@ -322,13 +330,11 @@ class ControllerRunner:
                 stub = self._stub()
                 if stub is None:
                     return
-                with contextlib.suppress(grpc.aio.AioRpcError):
-                    await stub.RequestChanges(
-                        peers_pb2.ChangesRequest(
-                            hello=self._hello(), changes=[_message(c) for c in changes]
-                        ),
-                        timeout=FORWARD_TIMEOUT_S,
-                    )
+                request = peers_pb2.ChangesRequest(
+                    hello=self._hello(), changes=[_message(c) for c in changes]
+                )
+                self._asked = self.spawn(_ask_changes(stub, request))
+                await asyncio.wait([self._asked])
         finally:
             self._forwarding = False
 
@@ -355,11 +361,20 @@ class ControllerRunner:
                 self.spawn(old[1].close())
         return peers_pb2_grpc.PeersStub(self._channel[1])
 
-    def spawn(self, work: Coroutine[None, None, None]) -> None:
+    def spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Carry something out on the grid loop; it ends with the runner."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
+
+
+async def _ask_changes(
+    stub: peers_pb2_grpc.PeersAsyncStub, request: peers_pb2.ChangesRequest
+) -> None:
+    """Ask the controller; whether it was heard shows in the table."""
+    with contextlib.suppress(grpc.aio.AioRpcError):
+        await stub.RequestChanges(request, timeout=FORWARD_TIMEOUT_S)
 
 
 def _change(change: ChangeRequest) -> Change:

@@ -17,13 +17,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from spacegrid._core import Node
     from spacegrid.errors import SpaceGridError
 
 __all__ = [
+    "LOOK_S",
     "BlockingTransport",
     "ClientLink",
     "ClientTransport",
@@ -36,6 +37,8 @@ __all__ = [
     "Routes",
 ]
 
+LOOK_S: Final = 0.1
+"""How often a thread that waits for answers looks up."""
 OnFrame: TypeAlias = Callable[[bytes], None]
 """Takes one reply frame, on the loop's own thread."""
 OnDown: TypeAlias = Callable[[str, bool], None]
@@ -150,9 +153,18 @@ class BlockingTransport(Protocol):
         """As `ClientTransport.routes`, waiting."""
 
     def exchange(
-        self, frames: Sequence[tuple[str, bytes]], timeout_s: float
+        self,
+        frames: Sequence[tuple[str, bytes]],
+        timeout_s: float,
+        go_on: Callable[[str], bool],
     ) -> list[list[bytes] | ExchangeFailed]:
         """Send frames, each to its address, together, and wait for all answers.
+
+        Args:
+            frames: Address and frame of each.
+            timeout_s: How long to wait.
+            go_on: Asked every `LOOK_S` with an address whose answers are not all here: whether to
+                go on waiting for it.
 
         Returns:
             Per frame the reply frames with all its answers, or why there are none.

@@ -10,7 +10,7 @@ Who calls: client (through `base`'s protocols).
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import grpc
@@ -20,6 +20,7 @@ from spacegrid.clock import monotonic_s
 from spacegrid.errors import ConnectionFailed, ProtocolError, SpaceGridError, TooLarge
 from spacegrid.security.client import PLAIN, ClientSecurity
 from spacegrid.transport.base import (
+    LOOK_S,
     ExchangeFailed,
     OnDown,
     OnFrame,
@@ -35,6 +36,8 @@ from spacegrid.v1 import data_pb2, data_pb2_grpc
 __all__ = ["GrpcBlockingTransport", "GrpcClientTransport", "routes_of"]
 
 
+READ_S: Final = 0.02
+"""Time to read answers that are there."""
 _CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 """gRPC statuses by their numbers on the wire."""
 _TOO_LARGE: Final = (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
@@ -176,13 +179,16 @@ class GrpcBlockingTransport:
         return routes_of(reply)
 
     def exchange(
-        self, frames: Sequence[tuple[str, bytes]], timeout_s: float
+        self,
+        frames: Sequence[tuple[str, bytes]],
+        timeout_s: float,
+        go_on: Callable[[str], bool],
     ) -> list[list[bytes] | ExchangeFailed]:
         """Send frames, each to its address, together; see `base.BlockingTransport`."""
         until = monotonic_s() + timeout_s
         sent = [self._send(address, frame, until - monotonic_s()) for address, frame in frames]
         return [
-            link if isinstance(link, ExchangeFailed) else self._answers(address, link, until)
+            link if isinstance(link, ExchangeFailed) else self._answers(address, link, until, go_on)
             for (address, _frame), link in zip(frames, sent, strict=True)
         ]
 
@@ -198,15 +204,19 @@ class GrpcBlockingTransport:
         return link
 
     def _answers(
-        self, address: str, link: SocketLink, until: float
+        self, address: str, link: SocketLink, until: float, go_on: Callable[[str], bool]
     ) -> list[bytes] | ExchangeFailed:
-        try:
-            answers = link.answers(until - monotonic_s())
-        except LinkBroken as error:
-            self._links.drop(link)
-            return _failed(address, error)
-        self._links.give_back(address, link)
-        return answers
+        while True:
+            try:
+                # What came while another node was waited for is read however late it is.
+                answers = link.answers(LOOK_S, max(READ_S, until - monotonic_s()))
+            except LinkBroken as error:
+                if error.waits and monotonic_s() < until and go_on(address):
+                    continue
+                self._links.drop(link)
+                return _failed(address, error)
+            self._links.give_back(address, link)
+            return answers
 
     def close(self) -> None:
         """Let go of every channel and link."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from spacegrid._core import FrameError
@@ -132,7 +132,10 @@ class LocalBlockingTransport:
         return self._node.routes()
 
     def exchange(
-        self, frames: Sequence[tuple[str, bytes]], timeout_s: float
+        self,
+        frames: Sequence[tuple[str, bytes]],
+        timeout_s: float,
+        go_on: Callable[[str], bool],
     ) -> list[list[bytes] | ExchangeFailed]:
         """Hand over frames and wait for their answers."""
         until = time.monotonic() + timeout_s

@@ -37,12 +37,16 @@ class LinkBroken(Exception):
     Attributes:
         sent: Whether the frame may have left this process.
         status: The gRPC status that the node gave, None: none.
+        waits: Nothing is broken: the answer is not there yet and may be waited for again.
     """
 
-    def __init__(self, reason: str, *, sent: bool, status: int | None = None) -> None:
+    def __init__(
+        self, reason: str, *, sent: bool, status: int | None = None, waits: bool = False
+    ) -> None:
         super().__init__(reason)
         self.sent = sent
         self.status = status
+        self.waits = waits
 
 
 class SocketLink:
@@ -75,15 +79,19 @@ class SocketLink:
         self._sent = True
         self._write(time.monotonic() + timeout_s)
 
-    def answers(self, timeout_s: float) -> list[bytes]:
+    def answers(self, look_s: float, timeout_s: float) -> list[bytes]:
         """Wait for the reply frames with all answers of what was sent.
+
+        Args:
+            look_s: How long to wait for the next of them.
+            timeout_s: How long to wait at all.
 
         Raises:
             LinkBroken: The connection broke, or they did not come in time.
         """
         until = time.monotonic() + timeout_s
         while self._missing > 0:
-            self._read(until)
+            self._read(min(until, time.monotonic() + look_s))
             self._write(until)
         return self._replies
 
@@ -117,6 +125,8 @@ class SocketLink:
         try:
             self._within(until)
             data = self._socket.recv(_READ_BYTES)
+        except TimeoutError as error:
+            raise LinkBroken("no answer in time", sent=self._sent, waits=True) from error
         except OSError as error:
             raise self._broken(error) from error
         if not data:

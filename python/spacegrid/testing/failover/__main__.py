@@ -32,7 +32,8 @@ QUOTA_BYTES: Final = 24 << 20
 MEASURES: Final[dict[str, Measure]] = {
     "kill": partial(killed, controller=False),
     "kill-controller": partial(killed, controller=True),
-    "hung": hung,
+    "hung": partial(hung, controller=False),
+    "hung-controller": partial(hung, controller=True),
     "minority": minority,
     "rolling": rolling,
     "join-leave": join_leave,

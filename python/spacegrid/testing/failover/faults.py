@@ -8,7 +8,10 @@ from typing import Any, Final, Self
 
 import grpc.aio
 
-from spacegrid.testing.failover.stage import Stage
+import spacegrid
+from spacegrid.client.blocking import Grid
+from spacegrid.errors import SpaceGridError
+from spacegrid.testing.failover.stage import PROBE_TIMEOUT_S, Stage
 from spacegrid.testing.figures import Target, summary
 from spacegrid.v1 import data_pb2, data_pb2_grpc
 
@@ -61,27 +64,57 @@ async def killed(stage: Stage, *, controller: bool) -> tuple[dict[str, Any], lis
     ]
 
 
-async def hung(stage: Stage) -> tuple[dict[str, Any], list[Target]]:
-    """Stop a node with SIGSTOP: until its partitions take writes elsewhere."""
+async def hung(stage: Stage, *, controller: bool) -> tuple[dict[str, Any], list[Target]]:
+    """Stop a node with SIGSTOP: until its partitions take writes elsewhere.
+
+    Asked by an asyncio client and, at the same time, by a blocking one.
+
+    Args:
+        stage: The cluster.
+        controller: Whether the node is the controller, or any other.
+    """
+    what = "hung_controller" if controller else "hung"
     writes: list[float] = []
-    for _ in range(stage.options.cycles):
-        await stage.ready()
-        leader = await asyncio.to_thread(stage.cluster.controller)
-        victim = next(name for name in stage.cluster.alive if name != leader)
-        _, copy_of = await stage.owned(victim)
-        stage.cluster.pause(victim)
-        since = time.monotonic()
-        probe = asyncio.ensure_future(stage.written(copy_of, since))
-        await asyncio.wait([probe], timeout=HANG_MAX_S)
-        stage.cluster.resume(victim)
-        writes.append(await probe)
-        stage.tell(f"SIGSTOP {victim}: writes after {writes[-1] * 1000:,.0f} ms")
-        await asyncio.to_thread(_alive_or_restarted, stage, victim)
+    blocking: list[float] = []
+    with spacegrid.connect_sync(*stage.cluster.addresses, timeout=PROBE_TIMEOUT_S) as grid:
+        for _ in range(stage.options.cycles):
+            await stage.ready()
+            leader = await asyncio.to_thread(stage.cluster.controller)
+            others = [name for name in stage.cluster.alive if name != leader]
+            victim = leader if controller else others[0]
+            _, copy_of = await stage.owned(victim)
+            stage.cluster.pause(victim)
+            since = time.monotonic()
+            probe = asyncio.ensure_future(stage.written(copy_of, since))
+            probes = [probe, asyncio.ensure_future(_written_blocking(stage, grid, copy_of, since))]
+            await asyncio.wait(probes, timeout=HANG_MAX_S)
+            stage.cluster.resume(victim)
+            for found, took in zip((writes, blocking), probes, strict=True):
+                found.append(await took)
+            stage.tell(
+                f"SIGSTOP {victim}: writes after {writes[-1] * 1000:,.0f} ms, "
+                f"with a blocking client {blocking[-1] * 1000:,.0f}"
+            )
+            await asyncio.to_thread(_alive_or_restarted, stage, victim)
     await stage.ready()
     await stage.check_probes()
-    return summary("hung_writes", writes), [
-        Target("hung_writes_p99_ms", 2000.0, "time without service, node hung")
+    return {
+        **summary(f"{what}_writes", writes),
+        **summary(f"{what}_blocking_writes", blocking),
+    }, [
+        Target(f"{what}_{kind}_p99_ms", 2000.0, f"time without service, {what.replace('_', ' ')}")
+        for kind in ("writes", "blocking_writes")
     ]
+
+
+async def _written_blocking(stage: Stage, grid: Grid, partitions: list[int], since: float) -> float:
+    where = grid.map("probes-blocking", key=str, value=int)
+    items = [(stage.keys[p], stage.serial) for p in partitions]
+    try:
+        await asyncio.to_thread(where.put_many, items)
+    except SpaceGridError as error:
+        stage.violations.append(f"a blocking probe failed: {error}")
+    return time.monotonic() - since
 
 
 def _alive_or_restarted(stage: Stage, name: str) -> None:
