@@ -83,12 +83,13 @@ fmt: setup ## format Rust and Python
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix-only --quiet .
 
-lint: build ## formats, clippy, ruff, the import contract
+lint: build ## formats, clippy, ruff, the import contract, merges left half done
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets --quiet -- -D warnings
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/lint-imports
+	! git grep -nE '^(<{7}|>{7}) '
 
 types: build ## mypy strict, and the stub against the binary
 	.venv/bin/mypy
