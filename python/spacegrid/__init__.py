@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from spacegrid.client.blocking import BlockingMap, Grid, connect_sync
     from spacegrid.embedded import open, open_sync
     from spacegrid.errors import SpaceGridError
-    from spacegrid.types import Entry, Map
+    from spacegrid.types import Entry, Map, Stale
     from spacegrid.unit import Unit, handler
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "HashRing",
     "Map",
     "SpaceGridError",
+    "Stale",
     "Unit",
     "__version__",
     "connect",
@@ -47,6 +48,7 @@ _HOMES = {
     "HashRing": "_core",
     "Map": "types",
     "SpaceGridError": "errors",
+    "Stale": "types",
     "Unit": "unit",
     "__version__": "_core",
     "connect": "client.asynchronous",

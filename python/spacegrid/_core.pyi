@@ -807,6 +807,13 @@ class Client:
         next_event_ms().
         """
 
+    def set_backups(self, slots: Sequence[Sequence[int]]) -> None:
+        """Slots of the complete copies beside the primary, per partition; before set_routes().
+        ValueError when there are too few or too many."""
+
+    def turn_away(self, slot: int, now_ms: int) -> None:
+        """The node is silent: ask other copies what stale reads it owes."""
+
     def set_routes(self, revision: int, slots: Sequence[int]) -> None:
         """Partition -> slot (any small number of the caller's, 0..65,534) or -1. Everything that
         waits is due now."""
@@ -818,6 +825,12 @@ class Client:
     def get_entry(self, map: int, key: bytes | str, waiter: object, timeout_ms: int) -> int:
         """As get(), but on_frame_futures() always returns its completion: the caller wants the
         version too."""
+
+    def get_stale(
+        self, map: int, key: bytes | str, waiter: object, timeout_ms: int, age_ms_max: int
+    ) -> int:
+        """Queue a read of any complete copy; as get_entry(), and the value begins with its age in
+        ms (8 bytes, little endian), also of a miss."""
 
     def put(
         self,
@@ -878,6 +891,17 @@ class Client:
     ) -> int:
         """Queue all keys under one waiter; returns the first number. ValueError when `keys` is
         empty."""
+
+    def get_many_stale(
+        self,
+        map: int,
+        keys: Sequence[bytes | str],
+        waiter: object,
+        timeout_ms: int,
+        age_ms_max: int,
+    ) -> int:
+        """As get_many(), of any complete copy each; the waiter gets the bare replies, see
+        get_stale()."""
 
     def put_many(
         self,

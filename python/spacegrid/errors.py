@@ -19,6 +19,7 @@ The tree is one room, so that it is read, and kept complete, as a whole.
     │  ├─ PartitionUnavailable      no primary yet, or it is recovering                 retryable
     │  ├─ NotEnoughCopies           a write was refused: too few copies are alive       retryable
     │  ├─ DurabilityUnavailable     persisted was asked of copies without a data folder
+    │  ├─ TooStale                  no copy could answer a stale read with something that recent
     │  └─ PartitionLost             every copy is gone; said, never faked
     ├─ ConflictError                a condition did not hold
     │  └─ VersionMismatch           .expected_version .current_version
@@ -98,6 +99,7 @@ __all__ = [
     "StoreDamaged",
     "StoreFailed",
     "TooLarge",
+    "TooStale",
     "VersionMismatch",
     "WrongRoutingKey",
     "WrongType",
@@ -275,6 +277,17 @@ class DurabilityUnavailable(AvailabilityError):
 
     code = "durability_unavailable"
     grpc_status = "FAILED_PRECONDITION"
+
+
+class TooStale(AvailabilityError):
+    """No copy could vouch for an answer as recent as a stale read asked for.
+
+    Each copy that can be reached was cut off for longer, from the controller or from news of what
+    is committed. A larger ``max_age`` gets an older answer.
+    """
+
+    code = "too_stale"
+    retryable = True
 
 
 class PartitionLost(AvailabilityError):

@@ -35,6 +35,8 @@ STREAM_RESULTS_MAX: Final = 100_000
 
 FRAME_WINDOW: Final = 4
 """Frames in flight to one node, about: a smaller one waits up to a millisecond to fill."""
+STALE_AGE_MS_DEFAULT: Final = 10_000
+"""How far a stale read may be behind where the caller names nothing else."""
 PAGE_ENTRIES: Final = 1000
 """Entries per page of a scan."""
 

@@ -49,11 +49,14 @@ __all__ = [
     "CODEC_BYTES",
     "CODEC_MSGPACK",
     "MISSING",
+    "PRIMARY",
     "Durability",
     "Entry",
     "HandlerSpec",
     "KeyCodec",
     "Map",
+    "ReadFrom",
+    "Stale",
     "TurnContext",
     "TurnMap",
     "ValueCodec",
@@ -98,6 +101,13 @@ Durability: TypeAlias = Literal["replicated", "persisted"]
 """When a write is answered: held by the copies in memory, or fsynced on their disks as well."""
 
 
+ReadFrom: TypeAlias = Literal["primary", "stale"]
+"""Who answers a read: the primary, or any complete copy by itself."""
+
+PRIMARY: Final = "primary"
+"""The default of `ReadFrom`; compared by identity where every nanosecond counts."""
+
+
 def is_persisted(durability: Durability) -> bool:
     """Whether a write waits for the copies' disks.
 
@@ -118,6 +128,21 @@ class Entry(NamedTuple, Generic[V]):
     """
 
     value: V
+    version: int
+
+
+class Stale(NamedTuple, Generic[V]):
+    """What one copy knew when it was asked, and how old that may be.
+
+    Attributes:
+        value: The value, or None when there was no entry.
+        age_ms: It holds every write that was acknowledged up to so many milliseconds before the
+            copy answered; newer ones it may hold.
+        version: The entry's version; 0 when there was none.
+    """
+
+    value: V | None
+    age_ms: int
     version: int
 
 

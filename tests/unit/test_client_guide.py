@@ -20,7 +20,7 @@ def run(program: str) -> str:
 
 def test_the_code_of_the_client_guide_runs_as_one_program() -> None:
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     run("\n".join(blocks))
 
 

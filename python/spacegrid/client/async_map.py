@@ -16,16 +16,27 @@ from typing import Any, Final, Generic, Literal, TypeVar, overload
 
 from spacegrid.client.common import (
     Duration,
+    read_stale,
     refusal,
     request_token,
     signed_delta,
+    stale_age_ms,
     timeout_to_ms,
     ttl_to_ms,
 )
 from spacegrid.client.replies import ManyReply, Reply
 from spacegrid.client.session import Session
 from spacegrid.limits import PAGE_ENTRIES
-from spacegrid.types import CODEC_BYTES, Durability, Entry, Map, is_persisted
+from spacegrid.types import (
+    CODEC_BYTES,
+    PRIMARY,
+    Durability,
+    Entry,
+    Map,
+    ReadFrom,
+    Stale,
+    is_persisted,
+)
 
 __all__ = ["AsyncMap"]
 
@@ -84,25 +95,58 @@ class AsyncMap(Generic[K, V]):
     # ---- single entries
 
     @overload
-    def get(self, key: K, *, timeout: Duration | None = None) -> asyncio.Future[V | None]: ...
+    def get(
+        self, key: K, *, timeout: Duration | None = None, read: Literal["primary"] = "primary"
+    ) -> asyncio.Future[V | None]: ...
     @overload
     def get(
-        self, key: K, default: D, *, timeout: Duration | None = None
+        self,
+        key: K,
+        default: D,
+        *,
+        timeout: Duration | None = None,
+        read: Literal["primary"] = "primary",
     ) -> asyncio.Future[V | D]: ...
-    def get(self, key: K, default: Any = None, *, timeout: Duration | None = None) -> Any:
+    @overload
+    def get(
+        self,
+        key: K,
+        *,
+        timeout: Duration | None = None,
+        read: Literal["stale"],
+        max_age: Duration | None = None,
+    ) -> asyncio.Future[Stale[V]]: ...
+    def get(
+        self,
+        key: K,
+        default: Any = None,
+        *,
+        timeout: Duration | None = None,
+        read: ReadFrom = PRIMARY,
+        max_age: Duration | None = None,
+    ) -> Any:
         """Return the value, or the default when there is no entry.
 
         Args:
             key: The key.
             default: Stands for a miss.
             timeout: Seconds.
+            read: ``"primary"`` sees every acknowledged write; ``"stale"`` asks any complete copy,
+                with or without a primary, for a `Stale`, which says how old it may be.
+            max_age: Seconds that a stale read may be behind; 10 when None.
 
         Returns:
-            A future, already queued.
+            A future, already queued. A stale read may end with `TooStale`.
         """
         session = self._session
-        if default is not None or timeout is not None or session.special:
-            return self._get_slowly(key, default, timeout)
+        if (
+            default is not None
+            or timeout is not None
+            or read is not PRIMARY
+            or max_age is not None
+            or session.special
+        ):
+            return self._get_slowly(key, default, timeout, read, max_age)
         future = self._future()
         try:
             self._get(
@@ -117,9 +161,20 @@ class AsyncMap(Generic[K, V]):
             session.schedule()
         return future
 
-    def _get_slowly(self, key: K, default: Any, timeout: Duration | None) -> asyncio.Future[Any]:
+    def _get_slowly(
+        self,
+        key: K,
+        default: Any,
+        timeout: Duration | None,
+        read: ReadFrom,
+        max_age: Duration | None,
+    ) -> asyncio.Future[Any]:
         session = self._session
         timeout_ms = self._begin(timeout)
+        if (age_ms := stale_age_ms(read, default, max_age)) is not None:
+            stale: Reply[Stale[V]] = Reply(session.loop, self._read_stale, raw=True)
+            self._queue(session.core.get_stale, self._key(key), stale, timeout_ms, age_ms)
+            return stale
         reply: Reply[Any] = Reply(
             session.loop, None if default is None else lambda value: _or_else(value, default)
         )
@@ -135,6 +190,10 @@ class AsyncMap(Generic[K, V]):
         reply: Reply[Entry[V] | None] = Reply(session.loop, self._read_entry, raw=True)
         self._queue(session.core.get_entry, self._key(key), reply, timeout_ms)
         return reply
+
+    def _read_stale(self, reply: tuple[bytes, int, int]) -> Stale[V]:
+        value, version, codec = reply
+        return read_stale(self.spec.value_codec, value, version, codec)
 
     def _read_entry(self, reply: tuple[bytes | None, int, int]) -> Entry[V] | None:
         value, version, codec = reply
@@ -343,29 +402,78 @@ class AsyncMap(Generic[K, V]):
 
     # ---- many entries
 
+    @overload
     def get_many(
-        self, keys: Iterable[K], *, timeout: Duration | None = None
-    ) -> asyncio.Future[dict[K, V]]:
-        """Return the values of those keys that have an entry.
+        self,
+        keys: Iterable[K],
+        *,
+        timeout: Duration | None = None,
+        read: Literal["primary"] = "primary",
+    ) -> asyncio.Future[dict[K, V]]: ...
+    @overload
+    def get_many(
+        self,
+        keys: Iterable[K],
+        *,
+        timeout: Duration | None = None,
+        read: Literal["stale"],
+        max_age: Duration | None = None,
+    ) -> asyncio.Future[dict[K, Stale[V]]]: ...
+    def get_many(
+        self,
+        keys: Iterable[K],
+        *,
+        timeout: Duration | None = None,
+        read: ReadFrom = PRIMARY,
+        max_age: Duration | None = None,
+    ) -> Any:
+        """Return the values of those keys that have an entry; with ``read="stale"`` of all keys.
+
+        Args:
+            keys: The keys.
+            timeout: Seconds.
+            read: As for `get`.
+            max_age: As for `get`.
 
         Returns:
             A future of a dictionary in the order of the keys; `BatchError` when some keys failed.
         """
         listed = list(keys)
+        if (age_ms := stale_age_ms(read, None, max_age)) is not None:
+            return self._get_many_stale(listed, timeout, age_ms)
 
         def convert(values: list[Any]) -> dict[K, V]:
             if None in values:
                 return {k: v for k, v in zip(listed, values, strict=True) if v is not None}
             return dict(zip(listed, values, strict=True))
 
-        def read(_status: int, value: Any, _version: int, codec: int) -> Any:
+        def one(_status: int, value: Any, _version: int, codec: int) -> Any:
             return None if value is None else self.spec.value_codec.decode(value, codec)
 
         reply: ManyReply[dict[K, V]]
-        reply = ManyReply(self._session.loop, listed, convert, read)
+        reply = ManyReply(self._session.loop, listed, convert, one)
         timeout_ms = self._begin(timeout)
         if listed:
             self._queue(self._session.core.get_many, self._keys(listed), reply, timeout_ms)
+        else:
+            reply.set_result([])
+        return reply
+
+    def _get_many_stale(
+        self, listed: list[K], timeout: Duration | None, age_ms: int
+    ) -> asyncio.Future[dict[K, Stale[V]]]:
+        def convert(values: list[Stale[V]]) -> dict[K, Stale[V]]:
+            return dict(zip(listed, values, strict=True))
+
+        def one(_status: int, value: Any, version: int, codec: int) -> Stale[V]:
+            return read_stale(self.spec.value_codec, value, version, codec)
+
+        reply: ManyReply[dict[K, Stale[V]]]
+        reply = ManyReply(self._session.loop, listed, convert, one)
+        timeout_ms = self._begin(timeout)
+        if listed:
+            keys = self._keys(listed)
+            self._queue(self._session.core.get_many_stale, keys, reply, timeout_ms, age_ms)
         else:
             reply.set_result([])
         return reply

@@ -15,13 +15,24 @@ from spacegrid.client.blocking_session import BlockingSession, Waiter
 from spacegrid.client.common import (
     Duration,
     batch_error,
+    read_stale,
     request_token,
     signed_delta,
+    stale_age_ms,
     ttl_to_ms,
 )
 from spacegrid.clock import now_ms
 from spacegrid.limits import PAGE_ENTRIES
-from spacegrid.types import CODEC_BYTES, Durability, Entry, Map, is_persisted
+from spacegrid.types import (
+    CODEC_BYTES,
+    PRIMARY,
+    Durability,
+    Entry,
+    Map,
+    ReadFrom,
+    Stale,
+    is_persisted,
+)
 from spacegrid.wire.status import Status
 
 __all__ = ["BlockingMap", "LocalMap"]
@@ -65,18 +76,58 @@ class BlockingMap(Generic[K, V]):
     # ---- single entries
 
     @overload
-    def get(self, key: K, *, timeout: Duration | None = None) -> V | None: ...
+    def get(
+        self, key: K, *, timeout: Duration | None = None, read: Literal["primary"] = "primary"
+    ) -> V | None: ...
     @overload
-    def get(self, key: K, default: D, *, timeout: Duration | None = None) -> V | D: ...
-    def get(self, key: K, default: Any = None, *, timeout: Duration | None = None) -> Any:
+    def get(
+        self,
+        key: K,
+        default: D,
+        *,
+        timeout: Duration | None = None,
+        read: Literal["primary"] = "primary",
+    ) -> V | D: ...
+    @overload
+    def get(
+        self,
+        key: K,
+        *,
+        timeout: Duration | None = None,
+        read: Literal["stale"],
+        max_age: Duration | None = None,
+    ) -> Stale[V]: ...
+    def get(
+        self,
+        key: K,
+        default: Any = None,
+        *,
+        timeout: Duration | None = None,
+        read: ReadFrom = PRIMARY,
+        max_age: Duration | None = None,
+    ) -> Any:
         """Return the value, or the default when there is no entry.
 
         Args:
             key: The key.
             default: Stands for a miss.
             timeout: Seconds.
+            read: ``"primary"`` sees every acknowledged write; ``"stale"`` asks any complete copy,
+                with or without a primary, for a `Stale`, which says how old it may be.
+            max_age: Seconds that a stale read may be behind; 10 when None.
+
+        Raises:
+            TooStale: No copy could answer a stale read with something that recent.
         """
         core = self._session.core
+        if (age_ms := stale_age_ms(read, default, max_age)) is not None:
+            waiter = self._session.run(
+                core.get_stale, self._index, (self._key(key),), timeout, (age_ms,)
+            )
+            if waiter.status not in (Status.OK, Status.MISS):
+                raise self._session.failure(waiter)
+            values = self.spec.value_codec
+            return read_stale(values, waiter.value, waiter.version, waiter.codec)
         waiter = self._session.run(core.get, self._index, (self._key(key),), timeout)
         if waiter.status == Status.MISS:
             return default
@@ -290,8 +341,38 @@ class BlockingMap(Generic[K, V]):
 
     # ---- many entries
 
-    def get_many(self, keys: Iterable[K], *, timeout: Duration | None = None) -> dict[K, V]:
-        """Return the values of those keys that have an entry.
+    @overload
+    def get_many(
+        self,
+        keys: Iterable[K],
+        *,
+        timeout: Duration | None = None,
+        read: Literal["primary"] = "primary",
+    ) -> dict[K, V]: ...
+    @overload
+    def get_many(
+        self,
+        keys: Iterable[K],
+        *,
+        timeout: Duration | None = None,
+        read: Literal["stale"],
+        max_age: Duration | None = None,
+    ) -> dict[K, Stale[V]]: ...
+    def get_many(
+        self,
+        keys: Iterable[K],
+        *,
+        timeout: Duration | None = None,
+        read: ReadFrom = PRIMARY,
+        max_age: Duration | None = None,
+    ) -> Any:
+        """Return the values of those keys that have an entry; with ``read="stale"`` of all keys.
+
+        Args:
+            keys: The keys.
+            timeout: Seconds.
+            read: As for `get`.
+            max_age: As for `get`.
 
         Returns:
             A dictionary in the order of the keys.
@@ -300,9 +381,12 @@ class BlockingMap(Generic[K, V]):
             BatchError: Some keys failed.
         """
         listed = list(keys)
+        age_ms = stale_age_ms(read, None, max_age)
         if not listed:
             return {}
         core = self._session.core
+        if age_ms is not None:
+            return self._get_many_stale(listed, timeout, age_ms)
         waiter = self._session.run(core.get_many, self._index, (self._keys(listed),), timeout)
 
         decode = self.spec.value_codec.decode
@@ -320,6 +404,18 @@ class BlockingMap(Generic[K, V]):
             lambda _status, value, _version, codec: None if value is None else decode(value, codec),
         )
         return {key: value for key, value in found.items() if value is not None}
+
+    def _get_many_stale(
+        self, listed: list[K], timeout: Duration | None, age_ms: int
+    ) -> dict[K, Stale[V]]:
+        core, values = self._session.core, self.spec.value_codec
+        arguments = (self._keys(listed),)
+        waiter = self._session.run(core.get_many_stale, self._index, arguments, timeout, (age_ms,))
+
+        def one(_status: int, value: Any, version: int, codec: int) -> Stale[V]:
+            return read_stale(values, value, version, codec)
+
+        return self._each(waiter, listed, one)
 
     def put_many(
         self,
@@ -495,28 +591,59 @@ class LocalMap(BlockingMap[K, V]):
         """Shadow `get` by a closure: in a read of 150 ns every attribute counts."""
         read, clock_ns, slowly = node.read, time.time_ns, self._get_slowly
 
-        def get(key: Any, default: Any = None, *, timeout: Duration | None = None) -> Any:
+        def get(key: Any, default: Any = None, **options: Any) -> Any:
+            if options:
+                return slowly(key, default, **options)
             try:
                 value = read(name, key, clock_ns() // 1_000_000)
             except (LookupError, TypeError, ValueError):
-                return slowly(key, default, timeout)
+                return slowly(key, default)
             return default if value is None else value
 
         self.get = get  # type: ignore[method-assign]
 
-    def _get_slowly(self, key: Any, default: Any, timeout: Duration | None) -> Any:
+    def _get_slowly(self, key: Any, default: Any, **options: Any) -> Any:
         self._session.check()
-        return super().get(key, default, timeout=timeout)
+        return super().get(key, default, **options)
 
     @overload
-    def get(self, key: K, *, timeout: Duration | None = None) -> V | None: ...
+    def get(
+        self, key: K, *, timeout: Duration | None = None, read: Literal["primary"] = "primary"
+    ) -> V | None: ...
     @overload
-    def get(self, key: K, default: D, *, timeout: Duration | None = None) -> V | D: ...
-    def get(self, key: K, default: Any = None, *, timeout: Duration | None = None) -> Any:
+    def get(
+        self,
+        key: K,
+        default: D,
+        *,
+        timeout: Duration | None = None,
+        read: Literal["primary"] = "primary",
+    ) -> V | D: ...
+    @overload
+    def get(
+        self,
+        key: K,
+        *,
+        timeout: Duration | None = None,
+        read: Literal["stale"],
+        max_age: Duration | None = None,
+    ) -> Stale[V]: ...
+    def get(
+        self,
+        key: K,
+        default: Any = None,
+        *,
+        timeout: Duration | None = None,
+        read: ReadFrom = PRIMARY,
+        max_age: Duration | None = None,
+    ) -> Any:
         """Return the value, or the default when there is no entry; no frame is made."""
+        if read is not PRIMARY or max_age is not None:
+            options: dict[str, Any] = {"timeout": timeout, "read": read, "max_age": max_age}
+            return self._get_slowly(key, default, **options)
         packed = key.encode() if isinstance(key, str) else self._key(key)
         try:
             entry = self._node.read_entry(self.spec.name, packed, now_ms())
         except (LookupError, TypeError, ValueError):
-            return self._get_slowly(key, default, timeout)
+            return self._get_slowly(key, default, timeout=timeout)
         return default if entry is None else self.spec.value_codec.decode(entry[0], entry[1])

@@ -329,6 +329,8 @@ class BlockingSession:
         self._revision = routes.revision
         table = [slots[index] for index in routes.primaries]
         self._owners = frozenset(table)
+        backups = [[slots[index] for index in one] for one in routes.backups]
+        self.core.set_backups(backups or [[]] * len(table))
         self.core.set_routes(routes.revision, table)
 
     def _slot_of(self, address: str) -> int:

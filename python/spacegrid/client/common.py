@@ -17,7 +17,8 @@ from typing import Any, Final, Protocol, TypeAlias, TypeVar
 import msgspec
 
 from spacegrid import _core, clock, errors
-from spacegrid.types import parse_request_id
+from spacegrid.limits import STALE_AGE_MS_DEFAULT
+from spacegrid.types import PRIMARY, Stale, ValueCodec, parse_request_id
 from spacegrid.wire.status import TIMEOUT, Status, error_of
 
 __all__ = [
@@ -35,15 +36,18 @@ __all__ = [
     "no_connection",
     "pack_named_call",
     "parse_addresses",
+    "read_stale",
     "refusal",
     "request_token",
     "seconds_of",
     "signed_delta",
+    "stale_age_ms",
     "timeout_to_ms",
     "ttl_to_ms",
 ]
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 Duration: TypeAlias = float | timedelta
 """Seconds, or a timedelta."""
@@ -121,6 +125,34 @@ def timeout_to_ms(timeout: Duration | None, default_ms: int) -> int:
 def ttl_to_ms(ttl: Duration | None) -> int:
     """Milliseconds to live; 0, which is for ever, when None."""
     return 0 if ttl is None else max(1, round(seconds_of(ttl, "ttl") * 1000))
+
+
+def stale_age_ms(read: str, default: object, max_age: Duration | None) -> int | None:
+    """Milliseconds that a stale read may be behind; None when the read is not a stale one.
+
+    Raises:
+        ConfigError: There is no such way to read, or an option does not go with it.
+    """
+    if read == PRIMARY:
+        if max_age is not None:
+            raise errors.ConfigError("max_age goes with read='stale' only")
+        return None
+    if read != "stale":
+        raise errors.ConfigError(f"read is {read!r}, must be 'primary' or 'stale'")
+    if default is not None:
+        raise errors.ConfigError(
+            "a stale read takes no default\nhint: its value is None where there is no entry"
+        )
+    if max_age is None:
+        return STALE_AGE_MS_DEFAULT
+    return max(1, round(seconds_of(max_age, "max_age") * 1000))
+
+
+def read_stale(values: ValueCodec[V], packed: bytes, version: int, codec: int) -> Stale[V]:
+    """Read the answer to a stale read: its age in 8 bytes, then the value."""
+    age_ms = int.from_bytes(packed[:8], "little")
+    value = values.decode(packed[8:], codec) if version else None
+    return Stale(value, age_ms, version)
 
 
 @contextmanager

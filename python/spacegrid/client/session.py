@@ -386,7 +386,11 @@ class Session:
             # off may answer one operation and never the others.
             if not peer.unanswered_ms and peer.link and self.core.in_flight_at(peer.slot):
                 peer.unanswered_ms = now_ms
-        if any(now_ms - peer.unanswered_ms > SILENT_MS for peer in waiting):
+        silent = [peer for peer in waiting if now_ms - peer.unanswered_ms > SILENT_MS]
+        if silent:
+            for peer in silent:
+                self.core.turn_away(peer.slot, now_ms)
+            self._flush()
             self._refresh_wanted = True
             self._refresh_soon()
 
@@ -403,11 +407,13 @@ class Session:
         slots = [-1, *(self._slot_of(node.address) for node in routes.nodes)]
         table = [slots[index] for index in routes.primaries]
         self._revision = routes.revision
+        backups = [[slots[index] for index in one] for one in routes.backups]
         for peer in self._peers:
             peer.partition_count = 0
         for slot in table:
             if slot >= 0:
                 self._peers[slot].partition_count += 1
+        self.core.set_backups(backups or [[]] * len(table))
         self.core.set_routes(routes.revision, table)
 
     def _refresh_soon(self) -> None:

@@ -86,6 +86,12 @@ class ClusterView:
                     for inc in index
                 ],
                 primaries=[index.get(primary, 0) for primary in self.answering()],
+                backups=[
+                    data_pb2.Backups(
+                        nodes=[index[c] for c in e.in_sync if c != e.primary and c in index]
+                    )
+                    for e in self.table.entries
+                ],
             )
         return self._routes
 

@@ -68,11 +68,13 @@ class Routes:
         revision: Revision of the ownership table it was read from.
         nodes: The nodes named by `primaries`.
         primaries: One entry a partition: index into `nodes` plus one, 0 for nobody.
+        backups: One entry a partition: likewise, of the other complete copies; none when empty.
     """
 
     revision: int
     nodes: tuple[RouteNode, ...]
     primaries: Sequence[int]
+    backups: Sequence[Sequence[int]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,13 @@ def routes_of(message: data_pb2.Routes) -> Routes:
     primaries = list(message.primaries)
     if primaries and max(primaries) > len(nodes):
         raise ProtocolError(f"routes name node {max(primaries)} of {len(nodes)}")
-    return Routes(message.revision, nodes, primaries)
+    backups = [list(one.nodes) for one in message.backups]
+    named = [index for one in backups for index in one]
+    if named and not 0 < min(named) <= max(named) <= len(nodes):
+        raise ProtocolError(f"routes name nodes {min(named)} to {max(named)} of {len(nodes)}")
+    if len(backups) not in (0, len(primaries)):
+        raise ProtocolError(f"routes have backups of {len(backups)} of {len(primaries)} partitions")
+    return Routes(message.revision, nodes, primaries, backups)
 
 
 def _opened_of(reply: data_pb2.OpenReply) -> Opened:

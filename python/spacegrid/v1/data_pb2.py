@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17spacegrid/v1/data.proto\x12\x0cspacegrid.v1\"9\n\x05\x46rame\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\"\n\x05hello\x18\x02 \x01(\x0b\x32\x13.spacegrid.v1.Hello\"5\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\"1\n\x0bOpenRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.spacegrid.v1.Hello\"o\n\tOpenReply\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\x12\x0e\n\x06stream\x18\x03 \x01(\x04\x12$\n\x06routes\x18\x04 \x01(\x0b\x32\x14.spacegrid.v1.Routes\"\x0f\n\rRoutesRequest\"U\n\x06Routes\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12&\n\x05nodes\x18\x02 \x03(\x0b\x32\x17.spacegrid.v1.RouteNode\x12\x11\n\tprimaries\x18\x03 \x03(\r\"?\n\tRouteNode\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\"C\n\x0cRequestToken\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x13\n\x0blowest_open\x18\x03 \x01(\x04\"J\n\x05Value\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\"\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x13.spacegrid.v1.Codec\x12\x0f\n\x07version\x18\x03 \x01(\x04\"&\n\nGetRequest\x12\x0b\n\x03map\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\".\n\x08GetReply\x12\"\n\x05value\x18\x01 \x01(\x0b\x32\x13.spacegrid.v1.Value\"\xf0\x01\n\nPutRequest\x12\x0b\n\x03map\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\"\n\x05\x63odec\x18\x04 \x01(\x0e\x32\x13.spacegrid.v1.Codec\x12\x0e\n\x06ttl_ms\x18\x05 \x01(\x04\x12-\n\tcondition\x18\x06 \x01(\x0e\x32\x1a.spacegrid.v1.PutCondition\x12\x18\n\x10\x65xpected_version\x18\x07 \x01(\x04\x12)\n\x05token\x18\x08 \x01(\x0b\x32\x1a.spacegrid.v1.RequestToken\x12\x11\n\tpersisted\x18\t \x01(\x08\"O\n\x08PutReply\x12\x0f\n\x07\x61pplied\x18\x01 \x01(\x08\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06\x63opies\x18\x03 \x01(\r\x12\x11\n\tpersisted\x18\x04 \x01(\x08\"g\n\rDeleteRequest\x12\x0b\n\x03map\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12)\n\x05token\x18\x03 \x01(\x0b\x32\x1a.spacegrid.v1.RequestToken\x12\x11\n\tpersisted\x18\x04 \x01(\x08\"A\n\x0b\x44\x65leteReply\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08\x12\x0e\n\x06\x63opies\x18\x02 \x01(\r\x12\x11\n\tpersisted\x18\x03 \x01(\x08\"+\n\x0eGetManyRequest\x12\x0b\n\x03map\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\"7\n\x0cGetManyReply\x12\'\n\x07replies\x18\x01 \x03(\x0b\x32\x16.spacegrid.v1.GetReply\";\n\x0ePutManyRequest\x12)\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.spacegrid.v1.PutRequest\"7\n\x0cPutManyReply\x12\'\n\x07replies\x18\x01 \x03(\x0b\x32\x16.spacegrid.v1.PutReply*+\n\x05\x43odec\x12\x0f\n\x0b\x43ODEC_BYTES\x10\x00\x12\x11\n\rCODEC_MSGPACK\x10\x01*a\n\x0cPutCondition\x12\x16\n\x12PUT_CONDITION_NONE\x10\x00\x12\x1b\n\x17PUT_CONDITION_IF_ABSENT\x10\x01\x12\x1c\n\x18PUT_CONDITION_IF_VERSION\x10\x02\x32\xae\x04\n\x04\x44\x61ta\x12:\n\x04Open\x12\x19.spacegrid.v1.OpenRequest\x1a\x17.spacegrid.v1.OpenReply\x12>\n\tGetRoutes\x12\x1b.spacegrid.v1.RoutesRequest\x1a\x14.spacegrid.v1.Routes\x12\x36\n\x06Stream\x12\x13.spacegrid.v1.Frame\x1a\x13.spacegrid.v1.Frame(\x01\x30\x01\x12\x34\n\x08\x45xchange\x12\x13.spacegrid.v1.Frame\x1a\x13.spacegrid.v1.Frame\x12\x37\n\x03Get\x12\x18.spacegrid.v1.GetRequest\x1a\x16.spacegrid.v1.GetReply\x12\x37\n\x03Put\x12\x18.spacegrid.v1.PutRequest\x1a\x16.spacegrid.v1.PutReply\x12@\n\x06\x44\x65lete\x12\x1b.spacegrid.v1.DeleteRequest\x1a\x19.spacegrid.v1.DeleteReply\x12\x43\n\x07GetMany\x12\x1c.spacegrid.v1.GetManyRequest\x1a\x1a.spacegrid.v1.GetManyReply\x12\x43\n\x07PutMany\x12\x1c.spacegrid.v1.PutManyRequest\x1a\x1a.spacegrid.v1.PutManyReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17spacegrid/v1/data.proto\x12\x0cspacegrid.v1\"9\n\x05\x46rame\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\"\n\x05hello\x18\x02 \x01(\x0b\x32\x13.spacegrid.v1.Hello\"5\n\x05Hello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\"1\n\x0bOpenRequest\x12\"\n\x05hello\x18\x01 \x01(\x0b\x32\x13.spacegrid.v1.Hello\"o\n\tOpenReply\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\x12\x0e\n\x06stream\x18\x03 \x01(\x04\x12$\n\x06routes\x18\x04 \x01(\x0b\x32\x14.spacegrid.v1.Routes\"\x0f\n\rRoutesRequest\"}\n\x06Routes\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12&\n\x05nodes\x18\x02 \x03(\x0b\x32\x17.spacegrid.v1.RouteNode\x12\x11\n\tprimaries\x18\x03 \x03(\r\x12&\n\x07\x62\x61\x63kups\x18\x04 \x03(\x0b\x32\x15.spacegrid.v1.Backups\"\x18\n\x07\x42\x61\x63kups\x12\r\n\x05nodes\x18\x01 \x03(\r\"?\n\tRouteNode\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\"C\n\x0cRequestToken\x12\x0e\n\x06stream\x18\x01 \x01(\x04\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12\x13\n\x0blowest_open\x18\x03 \x01(\x04\"J\n\x05Value\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\"\n\x05\x63odec\x18\x02 \x01(\x0e\x32\x13.spacegrid.v1.Codec\x12\x0f\n\x07version\x18\x03 \x01(\x04\"&\n\nGetRequest\x12\x0b\n\x03map\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\".\n\x08GetReply\x12\"\n\x05value\x18\x01 \x01(\x0b\x32\x13.spacegrid.v1.Value\"\xf0\x01\n\nPutRequest\x12\x0b\n\x03map\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\"\n\x05\x63odec\x18\x04 \x01(\x0e\x32\x13.spacegrid.v1.Codec\x12\x0e\n\x06ttl_ms\x18\x05 \x01(\x04\x12-\n\tcondition\x18\x06 \x01(\x0e\x32\x1a.spacegrid.v1.PutCondition\x12\x18\n\x10\x65xpected_version\x18\x07 \x01(\x04\x12)\n\x05token\x18\x08 \x01(\x0b\x32\x1a.spacegrid.v1.RequestToken\x12\x11\n\tpersisted\x18\t \x01(\x08\"O\n\x08PutReply\x12\x0f\n\x07\x61pplied\x18\x01 \x01(\x08\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x0e\n\x06\x63opies\x18\x03 \x01(\r\x12\x11\n\tpersisted\x18\x04 \x01(\x08\"g\n\rDeleteRequest\x12\x0b\n\x03map\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\x0c\x12)\n\x05token\x18\x03 \x01(\x0b\x32\x1a.spacegrid.v1.RequestToken\x12\x11\n\tpersisted\x18\x04 \x01(\x08\"A\n\x0b\x44\x65leteReply\x12\x0f\n\x07\x65xisted\x18\x01 \x01(\x08\x12\x0e\n\x06\x63opies\x18\x02 \x01(\r\x12\x11\n\tpersisted\x18\x03 \x01(\x08\"+\n\x0eGetManyRequest\x12\x0b\n\x03map\x18\x01 \x01(\t\x12\x0c\n\x04keys\x18\x02 \x03(\x0c\"7\n\x0cGetManyReply\x12\'\n\x07replies\x18\x01 \x03(\x0b\x32\x16.spacegrid.v1.GetReply\";\n\x0ePutManyRequest\x12)\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x18.spacegrid.v1.PutRequest\"7\n\x0cPutManyReply\x12\'\n\x07replies\x18\x01 \x03(\x0b\x32\x16.spacegrid.v1.PutReply*+\n\x05\x43odec\x12\x0f\n\x0b\x43ODEC_BYTES\x10\x00\x12\x11\n\rCODEC_MSGPACK\x10\x01*a\n\x0cPutCondition\x12\x16\n\x12PUT_CONDITION_NONE\x10\x00\x12\x1b\n\x17PUT_CONDITION_IF_ABSENT\x10\x01\x12\x1c\n\x18PUT_CONDITION_IF_VERSION\x10\x02\x32\xae\x04\n\x04\x44\x61ta\x12:\n\x04Open\x12\x19.spacegrid.v1.OpenRequest\x1a\x17.spacegrid.v1.OpenReply\x12>\n\tGetRoutes\x12\x1b.spacegrid.v1.RoutesRequest\x1a\x14.spacegrid.v1.Routes\x12\x36\n\x06Stream\x12\x13.spacegrid.v1.Frame\x1a\x13.spacegrid.v1.Frame(\x01\x30\x01\x12\x34\n\x08\x45xchange\x12\x13.spacegrid.v1.Frame\x1a\x13.spacegrid.v1.Frame\x12\x37\n\x03Get\x12\x18.spacegrid.v1.GetRequest\x1a\x16.spacegrid.v1.GetReply\x12\x37\n\x03Put\x12\x18.spacegrid.v1.PutRequest\x1a\x16.spacegrid.v1.PutReply\x12@\n\x06\x44\x65lete\x12\x1b.spacegrid.v1.DeleteRequest\x1a\x19.spacegrid.v1.DeleteReply\x12\x43\n\x07GetMany\x12\x1c.spacegrid.v1.GetManyRequest\x1a\x1a.spacegrid.v1.GetManyReply\x12\x43\n\x07PutMany\x12\x1c.spacegrid.v1.PutManyRequest\x1a\x1a.spacegrid.v1.PutManyReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spacegrid.v1.data_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CODEC']._serialized_start=1437
-  _globals['_CODEC']._serialized_end=1480
-  _globals['_PUTCONDITION']._serialized_start=1482
-  _globals['_PUTCONDITION']._serialized_end=1579
+  _globals['_CODEC']._serialized_start=1503
+  _globals['_CODEC']._serialized_end=1546
+  _globals['_PUTCONDITION']._serialized_start=1548
+  _globals['_PUTCONDITION']._serialized_end=1645
   _globals['_FRAME']._serialized_start=41
   _globals['_FRAME']._serialized_end=98
   _globals['_HELLO']._serialized_start=100
@@ -46,33 +46,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROUTESREQUEST']._serialized_start=319
   _globals['_ROUTESREQUEST']._serialized_end=334
   _globals['_ROUTES']._serialized_start=336
-  _globals['_ROUTES']._serialized_end=421
-  _globals['_ROUTENODE']._serialized_start=423
-  _globals['_ROUTENODE']._serialized_end=486
-  _globals['_REQUESTTOKEN']._serialized_start=488
-  _globals['_REQUESTTOKEN']._serialized_end=555
-  _globals['_VALUE']._serialized_start=557
-  _globals['_VALUE']._serialized_end=631
-  _globals['_GETREQUEST']._serialized_start=633
-  _globals['_GETREQUEST']._serialized_end=671
-  _globals['_GETREPLY']._serialized_start=673
-  _globals['_GETREPLY']._serialized_end=719
-  _globals['_PUTREQUEST']._serialized_start=722
-  _globals['_PUTREQUEST']._serialized_end=962
-  _globals['_PUTREPLY']._serialized_start=964
-  _globals['_PUTREPLY']._serialized_end=1043
-  _globals['_DELETEREQUEST']._serialized_start=1045
-  _globals['_DELETEREQUEST']._serialized_end=1148
-  _globals['_DELETEREPLY']._serialized_start=1150
-  _globals['_DELETEREPLY']._serialized_end=1215
-  _globals['_GETMANYREQUEST']._serialized_start=1217
-  _globals['_GETMANYREQUEST']._serialized_end=1260
-  _globals['_GETMANYREPLY']._serialized_start=1262
-  _globals['_GETMANYREPLY']._serialized_end=1317
-  _globals['_PUTMANYREQUEST']._serialized_start=1319
-  _globals['_PUTMANYREQUEST']._serialized_end=1378
-  _globals['_PUTMANYREPLY']._serialized_start=1380
-  _globals['_PUTMANYREPLY']._serialized_end=1435
-  _globals['_DATA']._serialized_start=1582
-  _globals['_DATA']._serialized_end=2140
+  _globals['_ROUTES']._serialized_end=461
+  _globals['_BACKUPS']._serialized_start=463
+  _globals['_BACKUPS']._serialized_end=487
+  _globals['_ROUTENODE']._serialized_start=489
+  _globals['_ROUTENODE']._serialized_end=552
+  _globals['_REQUESTTOKEN']._serialized_start=554
+  _globals['_REQUESTTOKEN']._serialized_end=621
+  _globals['_VALUE']._serialized_start=623
+  _globals['_VALUE']._serialized_end=697
+  _globals['_GETREQUEST']._serialized_start=699
+  _globals['_GETREQUEST']._serialized_end=737
+  _globals['_GETREPLY']._serialized_start=739
+  _globals['_GETREPLY']._serialized_end=785
+  _globals['_PUTREQUEST']._serialized_start=788
+  _globals['_PUTREQUEST']._serialized_end=1028
+  _globals['_PUTREPLY']._serialized_start=1030
+  _globals['_PUTREPLY']._serialized_end=1109
+  _globals['_DELETEREQUEST']._serialized_start=1111
+  _globals['_DELETEREQUEST']._serialized_end=1214
+  _globals['_DELETEREPLY']._serialized_start=1216
+  _globals['_DELETEREPLY']._serialized_end=1281
+  _globals['_GETMANYREQUEST']._serialized_start=1283
+  _globals['_GETMANYREQUEST']._serialized_end=1326
+  _globals['_GETMANYREPLY']._serialized_start=1328
+  _globals['_GETMANYREPLY']._serialized_end=1383
+  _globals['_PUTMANYREQUEST']._serialized_start=1385
+  _globals['_PUTMANYREQUEST']._serialized_end=1444
+  _globals['_PUTMANYREPLY']._serialized_start=1446
+  _globals['_PUTMANYREPLY']._serialized_end=1501
+  _globals['_DATA']._serialized_start=1648
+  _globals['_DATA']._serialized_end=2206
 # @@protoc_insertion_point(module_scope)

@@ -197,6 +197,7 @@ class Routes(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
     PRIMARIES_FIELD_NUMBER: _builtins.int
+    BACKUPS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
     """Revision of the ownership table that this was read from."""
     @_builtins.property
@@ -209,20 +210,47 @@ class Routes(_message.Message):
         every copy: a node that answers LOST for it.
         """
 
+    @_builtins.property
+    def backups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Backups]:
+        """One entry a partition: the nodes beside the primary that have it complete, and answer stale reads."""
+
     def __init__(
         self,
         *,
         revision: _builtins.int = ...,
         nodes: _abc.Iterable[Global___RouteNode] | None = ...,
         primaries: _abc.Iterable[_builtins.int] | None = ...,
+        backups: _abc.Iterable[Global___Backups] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "primaries", b"primaries", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backups", b"backups", "nodes", b"nodes", "primaries", b"primaries", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Routes: _TypeAlias = Routes  # noqa: Y015
+
+@_typing.final
+class Backups(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Index into `nodes` plus one."""
+
+    def __init__(
+        self,
+        *,
+        nodes: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Backups: _TypeAlias = Backups  # noqa: Y015
 
 @_typing.final
 class RouteNode(_message.Message):

@@ -41,6 +41,7 @@ class Status(IntEnum):
     WRONG_ROUTING_KEY = 19
     PERMISSION = 20
     DURABILITY_UNAVAILABLE = 21
+    TOO_STALE = 22
 
 
 TIMEOUT: Final = 255
@@ -82,6 +83,10 @@ _TEXT: Final[dict[int, tuple[type[errors.SpaceGridError], str]]] = {
     Status.PERMISSION: (
         errors.PermissionDenied,
         "the token's role does not allow it\nhint: ask with a token of a higher role",
+    ),
+    Status.TOO_STALE: (
+        errors.TooStale,
+        "no copy can vouch for an answer that recent\nhint: a larger max_age gets an older one",
     ),
     Status.DURABILITY_UNAVAILABLE: (
         errors.DurabilityUnavailable,

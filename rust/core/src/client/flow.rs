@@ -10,7 +10,7 @@ use super::{
 };
 use crate::error::{CoreError, Result};
 use crate::frame::reply::{FLAG_RECORDED, status};
-use crate::frame::request::FLAG_TOKEN;
+use crate::frame::request::{FLAG_STALE, FLAG_TOKEN};
 use crate::frame::{Opcode, Reply, ReplyFrame};
 
 /// A frame to send, still to be written into the sender's own bytes.
@@ -300,6 +300,43 @@ impl<W> Client<W> {
         id
     }
 
+    /// The copy that a stale read is asked of: the backups in turn, and after them the primary.
+    pub(super) fn slot_of_a_copy(&self, partition: u16, number: u64, attempts: u8) -> u16 {
+        let (backups, primary) =
+            (&self.backups[usize::from(partition)], self.routes[usize::from(partition)]);
+        let count = backups.len() + usize::from(primary != NO_SLOT);
+        let Some(turn) = usize::from(attempts).checked_rem(count) else { return NO_SLOT };
+        if turn < backups.len() {
+            backups[(number as usize).wrapping_add(turn) % backups.len()]
+        } else {
+            primary
+        }
+    }
+
+    /// Whether the routes lead an operation to `slot`.
+    fn leads_to(&self, pending: &Pending<W>, slot: u16) -> bool {
+        let partition = usize::from(pending.partition);
+        self.routes[partition] == slot
+            || (pending.flags & FLAG_STALE != 0 && self.backups[partition].contains(&slot))
+    }
+
+    /// The node behind `slot` is silent: stale reads that it owes are asked of other copies.
+    pub fn turn_away(&mut self, slot: u16, now_ms: u64) {
+        for id in self.buffers.sent_to(slot) {
+            let entries: Vec<_> = self.buffers.get(id).entries().collect();
+            for (number, offset, _) in entries {
+                let Some(pending) = self.window.get_mut(number) else { continue };
+                if pending.buffer == id
+                    && pending.offset == offset
+                    && pending.flags & FLAG_STALE != 0
+                {
+                    back_off_ms(pending);
+                    self.put_back(number, now_ms);
+                }
+            }
+        }
+    }
+
     /// A reply that says to try again.
     fn refuse(&mut self, reply: &Reply<'_>, now_ms: u64) {
         let Some(pending) = self.window.get_mut(reply.number) else { return };
@@ -356,7 +393,13 @@ impl<W> Client<W> {
             if pending.state != State::Waiting || pending.due_ms != due_ms {
                 continue;
             }
-            let slot = self.routes[usize::from(pending.partition)];
+            let (partition, attempts) = (pending.partition, pending.attempts);
+            let slot = if pending.flags & FLAG_STALE == 0 {
+                self.routes[usize::from(partition)]
+            } else {
+                self.slot_of_a_copy(partition, number, attempts)
+            };
+            let Some(pending) = self.window.get_mut(number) else { continue };
             if slot == NO_SLOT {
                 self.wants_routes = true;
                 pending.due_ms = now_ms.saturating_add(back_off_ms(pending));
@@ -400,7 +443,7 @@ impl<W> Client<W> {
             for (number, offset, _) in entries {
                 let Some(pending) = self.window.get(number) else { continue };
                 let here = pending.buffer == id && pending.offset == offset;
-                if here && self.routes[usize::from(pending.partition)] != slot {
+                if here && !self.leads_to(pending, slot) {
                     self.put_back(number, 0);
                 }
             }
@@ -439,7 +482,8 @@ fn is_final(reply: &Reply<'_>, opcode: Opcode) -> bool {
 /// The next wait of an operation that is put back, which it counts.
 fn back_off_ms<W>(pending: &mut Pending<W>) -> u64 {
     let wait_ms = BACKOFF_FIRST_MS << pending.attempts.min(6);
-    pending.attempts = pending.attempts.saturating_add(1);
+    // It goes on to count: a stale read takes the copies in turn.
+    pending.attempts = pending.attempts.checked_add(1).unwrap_or(u8::MAX / 2);
     wait_ms.min(BACKOFF_MAX_MS)
 }
 

@@ -39,8 +39,8 @@ use self::open::OpenNumbers;
 use self::window::{Pending, State, Window};
 use crate::error::{CoreError, Result};
 use crate::frame::request::{
-    CODEC_BYTES, FLAG_IF_ABSENT, FLAG_PERSISTED, FLAG_TOKEN, FLAG_TTL, FLAG_VERSION, Head, Parts,
-    check_parts, encode_operation,
+    CODEC_BYTES, FLAG_IF_ABSENT, FLAG_PERSISTED, FLAG_STALE, FLAG_TOKEN, FLAG_TTL, FLAG_VERSION,
+    Head, Parts, check_parts, encode_operation,
 };
 use crate::frame::request::{Chain, Opcode, Token};
 use crate::key::partition_of;
@@ -71,7 +71,7 @@ pub const TIMEOUT: u8 = 255;
 pub struct Request<'a> {
     /// What to do.
     pub opcode: Opcode,
-    /// [`FLAG_IF_ABSENT`] or 0: the other flags follow from the parts.
+    /// [`FLAG_IF_ABSENT`], [`FLAG_STALE`] or 0: the other flags follow from the parts.
     pub flags: u8,
     /// Index given by [`Client::map`].
     pub map: u16,
@@ -114,6 +114,13 @@ impl<'a> Request<'a> {
         self
     }
 
+    /// Of any complete copy; the value is the age in ms that is put up with (8 bytes).
+    #[must_use]
+    pub fn stale(mut self) -> Self {
+        self.flags = FLAG_STALE;
+        self
+    }
+
     /// Only where there is nothing.
     #[must_use]
     pub fn if_absent(mut self, if_absent: bool) -> Self {
@@ -126,7 +133,7 @@ impl<'a> Request<'a> {
         let ttl = u8::from(self.parts.ttl_ms > 0) * FLAG_TTL;
         let version = u8::from(self.expected.is_some()) * FLAG_VERSION;
         let token = u8::from(self.parts.token.is_some()) * FLAG_TOKEN;
-        (self.flags & FLAG_IF_ABSENT) | ttl | version | token
+        (self.flags & (FLAG_IF_ABSENT | FLAG_STALE)) | ttl | version | token
     }
 }
 
@@ -198,6 +205,8 @@ pub struct Client<W> {
     frame_window: usize,
     /// Per partition; [`NO_SLOT`] for none.
     routes: Vec<u16>,
+    /// Per partition: slots of the other complete copies, which answer stale reads.
+    backups: Vec<Vec<u16>>,
     revision: u64,
     wants_routes: bool,
     /// Times at which waiting operations are due; entries of operations that have moved on are
@@ -230,6 +239,7 @@ impl<W> Client<W> {
             busy: Vec::new(),
             frame_window: 0,
             routes: vec![NO_SLOT; partition_count as usize],
+            backups: vec![Vec::new(); partition_count as usize],
             revision: 0,
             wants_routes: false,
             waiting: BinaryHeap::new(),
@@ -321,7 +331,7 @@ impl<W> Client<W> {
         {
             return Err(CoreError::Invalid { what: "the partition", value: u64::from(partition) });
         }
-        check_parts(request.opcode, &request.parts)?;
+        check_parts(request.opcode, request.flags, &request.parts)?;
         self.check_room(more)
     }
 
@@ -373,7 +383,11 @@ impl<W> Client<W> {
         }
         let name_bytes = self.maps[usize::from(request.map)].name.len();
         let length = parts.encoded_length();
-        let slot = self.routes[usize::from(partition)];
+        let slot = if request.flags & FLAG_STALE == 0 {
+            self.routes[usize::from(partition)]
+        } else {
+            self.slot_of_a_copy(partition, number, 0)
+        };
         let id = self.room(slot, number, length, name_bytes);
         let buffer = self.buffers.get_mut(id);
         let offset = buffer.operations.len();
@@ -454,6 +468,19 @@ impl<W> Client<W> {
         self.wants_routes = false;
         self.reroute_queued();
         self.wake_waiting();
+        Ok(())
+    }
+
+    /// Makes stale reads of partition `p` go to `backups[p]` as well; before [`Client::set_routes`].
+    pub fn set_backups(&mut self, backups: &[Vec<u16>]) -> Result<()> {
+        if backups.len() != self.partition_count as usize {
+            let value = backups.len() as u64;
+            return Err(CoreError::Invalid { what: "the number of routes", value });
+        }
+        if let Some(slot) = backups.iter().flatten().find(|&&slot| slot == NO_SLOT) {
+            return Err(CoreError::Invalid { what: "a slot", value: u64::from(*slot) });
+        }
+        self.backups.clone_from_slice(backups);
         Ok(())
     }
 

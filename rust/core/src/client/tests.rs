@@ -436,6 +436,7 @@ fn too_much_and_too_large_are_refused_without_a_trace() {
     assert!(Client::<u32>::new(1, 0).is_err());
 }
 
+mod copies;
 mod model;
 
 #[test]

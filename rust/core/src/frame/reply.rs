@@ -51,19 +51,27 @@ pub mod status {
     pub const PERMISSION: u8 = 20;
     /// A persisted write where a copy has no disk; surely not applied.
     pub const DURABILITY_UNAVAILABLE: u8 = 21;
+    /// A stale read that this copy could only answer with something older than was asked for;
+    /// `version` is that age in ms.
+    pub const TOO_STALE: u8 = 22;
     /// The highest status.
-    pub const MAX: u8 = DURABILITY_UNAVAILABLE;
+    pub const MAX: u8 = TOO_STALE;
 
     /// Whether asking again, with the same token, may give another answer by itself.
     #[inline]
     pub fn is_retryable(status: u8) -> bool {
-        matches!(status, NOT_PRIMARY | UNAVAILABLE | NOT_ENOUGH_COPIES | BACKPRESSURE | UNKNOWN)
+        matches!(
+            status,
+            NOT_PRIMARY | UNAVAILABLE | NOT_ENOUGH_COPIES | BACKPRESSURE | UNKNOWN | TOO_STALE
+        )
     }
 }
 
 /// Flag: every attempt of the request gets this answer, since a record holds it.
 pub const FLAG_RECORDED: u8 = 2;
 
+/// Flag of a reply: a copy answered by itself; the value begins with its age in ms (8 bytes).
+pub const FLAG_STALE: u8 = 4;
 /// Flag of a reply: the change is fsynced on every complete copy's own disk.
 pub const FLAG_PERSISTED: u8 = 1;
 /// Bytes of a reply before its value.
@@ -80,7 +88,7 @@ pub struct Reply<'a> {
     pub number: u64,
     /// [`status`].
     pub status: u8,
-    /// [`FLAG_RECORDED`], [`FLAG_PERSISTED`], both or 0.
+    /// [`FLAG_RECORDED`], [`FLAG_PERSISTED`], both, [`FLAG_STALE`] or 0.
     pub flags: u8,
     /// How the value is encoded.
     pub codec: u8,
@@ -148,7 +156,7 @@ impl<'a> ReplyFrame<'a> {
         let delta = u32::from_le_bytes([head[0], head[1], head[2], head[3]]);
         require(head[4] <= status::MAX, "a status", u64::from(head[4]))?;
         require(
-            head[5] & !(FLAG_RECORDED | FLAG_PERSISTED) == 0,
+            head[5] & !(FLAG_RECORDED | FLAG_PERSISTED | FLAG_STALE) == 0,
             "a reply's flags",
             u64::from(head[5]),
         )?;

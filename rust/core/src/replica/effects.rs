@@ -55,6 +55,12 @@ pub struct Out {
     pub dirty: Vec<u32>,
     /// Lapses of the node's lease when the call began.
     pub lapses: u64,
+    /// A time that is over, on the clock of leases.
+    pub clock_ms: u64,
+    /// This node's copies are known to have been those that the newest table named, then.
+    pub member_ms: u64,
+    /// There may be stale answers, whose age is told when they leave.
+    pub stale: bool,
     /// Snapshot pieces that are no longer under way: (copy, partition).
     pub chunks_over: Vec<(u64, u32)>,
     /// Somebody waits for this node's own disk.
@@ -100,6 +106,7 @@ impl Out {
     /// Lend the open reply frames to the effects of a new call.
     pub fn lend(&mut self, other: &mut Self) {
         other.others = std::mem::take(&mut self.others);
+        other.stale |= self.stale;
     }
 
     /// Keep the open reply frames open for the next call.
@@ -144,5 +151,6 @@ impl Out {
         self.changes.append(&mut other.changes);
         self.dirty.append(&mut other.dirty);
         self.chunks_over.append(&mut other.chunks_over);
+        self.stale |= other.stale;
     }
 }

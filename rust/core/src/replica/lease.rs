@@ -5,18 +5,21 @@
 //! without a break from before it was computed until a clock read after that. Each break counts as a
 //! *lapse*: answers carry the number of lapses at which they were computed, and one that was computed
 //! at another number, or that is looked at when the lease is over, becomes [`status::UNKNOWN`]: it may
-//! be true, and nobody can say so any more. Refusals that only say where to ask stay.
+//! be true, and nobody can say so any more. Refusals that only say where to ask stay, and so do the
+//! answers to stale reads, which tell their age.
 //!
 //! Callers: `node`. Sources of grants: the shell, which counts from before its request.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::frame::reply::status;
+use crate::frame::reply::{FLAG_STALE, status};
 use crate::frame::{Reply, ReplyBuilder, ReplyFrame};
 use crate::planted::{Bug, planted};
 
 /// Until when a node without a controller may answer: for ever.
 pub const ENDLESS_MS: u64 = u64::MAX;
+/// How long a grant is held, counted from before its request.
+pub const HELD_MS: u64 = 475;
 
 /// One node's lease; endless until [`Lease::require`].
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub struct Lease {
     applied: AtomicU64,
     lapses: AtomicU64,
     withheld: AtomicU64,
+    /// Last reading of the clock that grants are counted in.
+    clock_ms: AtomicU64,
 }
 
 impl Default for Lease {
@@ -37,6 +42,7 @@ impl Default for Lease {
             applied: AtomicU64::default(),
             lapses: AtomicU64::default(),
             withheld: AtomicU64::default(),
+            clock_ms: AtomicU64::default(),
         }
     }
 }
@@ -79,6 +85,27 @@ impl Lease {
         (self.until_ms.load(Ordering::SeqCst), self.revision.load(Ordering::SeqCst))
     }
 
+    /// Take note of a reading of the clock.
+    #[inline]
+    pub fn saw(&self, now_ms: u64) {
+        self.clock_ms.fetch_max(now_ms, Ordering::SeqCst);
+    }
+
+    /// A time that is over: the last reading of the clock.
+    #[inline]
+    pub fn clock_ms(&self) -> u64 {
+        self.clock_ms.load(Ordering::SeqCst)
+    }
+
+    /// When the last grant was asked for: no newer table than the applied one was in force then.
+    #[inline]
+    pub fn asked_ms(&self) -> u64 {
+        match self.until_ms.load(Ordering::SeqCst) {
+            ENDLESS_MS => ENDLESS_MS,
+            until_ms => until_ms.saturating_sub(HELD_MS),
+        }
+    }
+
     /// Break it: what was computed until now must not leave under a later grant.
     pub fn lapse(&self) {
         self.lapses.fetch_add(1, Ordering::SeqCst);
@@ -108,7 +135,7 @@ fn unknown(frame: &[u8]) -> Option<(Vec<u8>, u64)> {
     let mut builder = ReplyBuilder::new(decoded.stream);
     let mut count = 0;
     for reply in decoded.replies() {
-        let reply = if says_nothing(reply.status) {
+        let reply = if says_nothing(reply.status) || reply.flags & FLAG_STALE != 0 {
             reply
         } else {
             count += 1;
@@ -125,7 +152,11 @@ fn unknown(frame: &[u8]) -> Option<(Vec<u8>, u64)> {
 fn says_nothing(status: u8) -> bool {
     matches!(
         status,
-        status::NOT_PRIMARY | status::UNAVAILABLE | status::BACKPRESSURE | status::UNKNOWN
+        status::NOT_PRIMARY
+            | status::UNAVAILABLE
+            | status::BACKPRESSURE
+            | status::TOO_STALE
+            | status::UNKNOWN
     )
 }
 

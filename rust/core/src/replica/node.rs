@@ -22,6 +22,7 @@ use super::ownership::{Ownership, Role};
 use super::partition::{Partition, Settings, Waiting};
 use super::persist::{Doorbell, Ring};
 use super::request::Origin;
+use super::stale;
 use super::turn::TurnStart;
 use crate::error::Result;
 use crate::frame::RequestFrame;
@@ -207,6 +208,7 @@ impl Node {
         let mut out = Out::new();
         let mut outbox = self.outbox.lock();
         out.lapses = self.lease.lapses();
+        (out.clock_ms, out.member_ms) = (self.lease.clock_ms(), self.lease.asked_ms());
         outbox.lend(&mut out);
         out
     }
@@ -443,7 +445,8 @@ impl Node {
     /// Without `peers` what other copies are owed waits for a later call, so that more travels in one
     /// frame. `clock` gives the time that leases are counted in; it is read after the answers were
     /// computed, and without a valid lease then they are handed out as unknown.
-    pub fn take_effects(&self, peers: bool, clock: impl FnOnce() -> u64) -> Option<Effects> {
+    pub fn take_effects(&self, peers: bool, clock: impl Fn() -> u64) -> Option<Effects> {
+        self.lease.saw(clock());
         let mut links = self.links.lock();
         let dirty = if peers { std::mem::take(&mut self.outbox.lock().dirty) } else { Vec::new() };
         for index in dirty {
@@ -471,11 +474,16 @@ impl Node {
             settled: std::mem::take(&mut outbox.settled),
             changes: Vec::new(),
         };
+        let stale = std::mem::take(&mut outbox.stale);
         drop(outbox);
-        if !effects.client_frames.is_empty()
-            && (self.lease.is_over(clock()) || lapses != self.lease.lapses())
-        {
-            self.lease.withhold(&mut effects.client_frames);
+        if !effects.client_frames.is_empty() {
+            let now_ms = clock();
+            if stale {
+                stale::settle(&mut effects.client_frames, now_ms);
+            }
+            if self.lease.is_over(now_ms) || lapses != self.lease.lapses() {
+                self.lease.withhold(&mut effects.client_frames);
+            }
         }
         changes.sort_unstable();
         changes.dedup();
@@ -604,6 +612,7 @@ impl Partition {
         if self.role() == Role::None {
             return;
         }
+        self.look_at_freshness(out.clock_ms);
         if self.role() == Role::Primary {
             if !self.settings.stopping() && !self.handing_over() {
                 self.expire_due(now_ms, out);

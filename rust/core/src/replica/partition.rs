@@ -115,6 +115,8 @@ pub struct Partition {
     /// It was loaded from disk, and no table of a new epoch has been seen since.
     from_disk: bool,
     pub(super) following: super::backup::Following,
+    /// How old its answers to stale reads are.
+    pub(super) fresh: super::stale::Freshness,
     /// This partition is in the node's list of those with something to send.
     pub(super) dirty: bool,
     /// An invariant broke here; it is never used again.
@@ -162,6 +164,7 @@ impl Partition {
             handover_asked: 0,
             from_disk: false,
             following: super::backup::Following::default(),
+            fresh: super::stale::Freshness::default(),
             dirty: false,
             fault: None,
         }
@@ -331,6 +334,7 @@ impl Partition {
         self.streams = Streams::new();
         self.overlay.clear();
         self.following = super::backup::Following::default();
+        self.fresh = super::stale::Freshness::default();
     }
 
     /// Take in entries of a copy from disk; it is dormant until the table names it.
@@ -381,7 +385,7 @@ impl Partition {
     }
 
     #[cold]
-    fn why_not(&self) -> (u8, u64) {
+    pub(super) fn why_not(&self) -> (u8, u64) {
         if self.fault.is_some() {
             return (status::UNAVAILABLE, 0);
         }

@@ -14,7 +14,7 @@ use super::partition::{Partition, Waiting, apply_change};
 use super::request::{Answer, Origin, arguments_hash, record_token};
 use super::streams::{Kept, Verdict};
 use crate::frame::reply::{FLAG_RECORDED, status};
-use crate::frame::request::{CODEC_MSGPACK, FLAG_IF_ABSENT};
+use crate::frame::request::{CODEC_MSGPACK, FLAG_IF_ABSENT, FLAG_STALE};
 use crate::frame::scan::{PageBuilder, PageEntry};
 use crate::frame::{Opcode, Operation, Reply};
 use crate::key::routing_key;
@@ -112,6 +112,10 @@ impl Partition {
         now_ms: u64,
         out: &mut Out,
     ) {
+        if operation.flags & FLAG_STALE != 0 {
+            self.read_stale(operation, origin, now_ms, out);
+            return;
+        }
         if let Some((status, version)) = self.refusal() {
             out.refuse(origin, status, version);
             return;

@@ -114,6 +114,14 @@ impl PyClient {
         self.core.set_routes(revision, &slots).map_err(refused)
     }
 
+    fn set_backups(&mut self, slots: Vec<Vec<u16>>) -> PyResult<()> {
+        self.core.set_backups(&slots).map_err(refused)
+    }
+
+    fn turn_away(&mut self, slot: u16, now_ms: u64) {
+        self.core.turn_away(slot, now_ms);
+    }
+
     fn get(
         &mut self,
         map: u16,
@@ -133,6 +141,19 @@ impl PyClient {
         timeout_ms: u64,
     ) -> PyResult<u64> {
         let request = Request::new(Opcode::Get, map, key_bytes(key)?, &[]);
+        self.core.queue(&request, Waiter::Shell(waiter), timeout_ms).map_err(refused)
+    }
+
+    fn get_stale(
+        &mut self,
+        map: u16,
+        key: &Bound<'_, PyAny>,
+        waiter: Py<PyAny>,
+        timeout_ms: u64,
+        age_ms_max: u64,
+    ) -> PyResult<u64> {
+        let age = age_ms_max.to_le_bytes();
+        let request = Request::new(Opcode::Get, map, key_bytes(key)?, &age).stale();
         self.core.queue(&request, Waiter::Shell(waiter), timeout_ms).map_err(refused)
     }
 
@@ -263,7 +284,20 @@ impl PyClient {
         timeout_ms: u64,
     ) -> PyResult<u64> {
         let request = |key| Ok(Request::new(Opcode::Get, map, key_bytes(key)?, &[]));
-        self.queue_many(keys.iter().map(request), waiter, timeout_ms)
+        self.queue_many(keys.iter().map(request), waiter, timeout_ms, false)
+    }
+
+    fn get_many_stale(
+        &mut self,
+        map: u16,
+        keys: Vec<Bound<'_, PyAny>>,
+        waiter: Py<PyAny>,
+        timeout_ms: u64,
+        age_ms_max: u64,
+    ) -> PyResult<u64> {
+        let age = age_ms_max.to_le_bytes();
+        let request = |key| Ok(Request::new(Opcode::Get, map, key_bytes(key)?, &age).stale());
+        self.queue_many(keys.iter().map(request), waiter, timeout_ms, true)
     }
 
     #[pyo3(signature = (map, keys, values, codec, waiter, timeout_ms, ttl_ms=0))]
@@ -287,7 +321,7 @@ impl PyClient {
             let request = Request::new(Opcode::Put, map, key, value).with_ttl(ttl_ms);
             Ok(Request { codec, ..request })
         };
-        self.queue_many(keys.iter().zip(&values).map(request), waiter, timeout_ms)
+        self.queue_many(keys.iter().zip(&values).map(request), waiter, timeout_ms, false)
     }
 
     fn delete_many(
@@ -298,7 +332,7 @@ impl PyClient {
         timeout_ms: u64,
     ) -> PyResult<u64> {
         let request = |key| Ok(Request::new(Opcode::Delete, map, key_bytes(key)?, &[]));
-        self.queue_many(keys.iter().map(request), waiter, timeout_ms)
+        self.queue_many(keys.iter().map(request), waiter, timeout_ms, false)
     }
 
     fn about(&self, number: u64) -> Option<(&'static str, u16, u16)> {

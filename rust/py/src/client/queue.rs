@@ -65,12 +65,13 @@ impl PyClient {
         self.core.queue(request, Waiter::One(waiter), timeout).map_err(refused)
     }
 
-    /// Queues all requests under one waiter, or none of them.
+    /// Queues all requests under one waiter, or none of them. `shell`: it gets the bare replies.
     pub(super) fn queue_many<'a>(
         &mut self,
         requests: impl ExactSizeIterator<Item = PyResult<Request<'a>>>,
         waiter: Py<PyAny>,
         timeout_ms: u64,
+        shell: bool,
     ) -> PyResult<u64> {
         let count = requests.len();
         if count == 0 {
@@ -95,7 +96,7 @@ impl PyClient {
             }
         }
         let answers = std::iter::repeat_with(|| None).take(count).collect();
-        self.groups[group as usize] = Some(Group { waiter, first, answers, open: count });
+        self.groups[group as usize] = Some(Group { waiter, first, answers, open: count, shell });
         Ok(first)
     }
 
@@ -134,6 +135,7 @@ impl PyClient {
                     let Some(group) = groups[id as usize].take() else { return };
                     free_groups.push(id);
                     let summary = summary_of(&group);
+                    shell = group.shell;
                     (group.waiter, summary, Some(group.answers))
                 }
             };

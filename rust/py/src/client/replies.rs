@@ -47,6 +47,8 @@ pub(super) struct Group {
     pub(super) first: u64,
     pub(super) answers: Vec<Option<Answer>>,
     pub(super) open: usize,
+    /// The shell gets the replies as they are.
+    pub(super) shell: bool,
 }
 
 /// A completion whose waiter is to be told.
@@ -197,7 +199,7 @@ impl Done {
         decoders: &mut Decoders<'_, 'py>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let value = match &self.group {
-            Some(answers) if self.answer.status == status::OK => {
+            Some(answers) if self.answer.status == status::OK && !self.shell => {
                 match self.plain_list(py, answers, decoders) {
                     Some(list) => list?,
                     None => many_replies(py, answers)?,

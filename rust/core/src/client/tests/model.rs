@@ -8,6 +8,7 @@ use super::*;
 enum Event {
     Put(u8, u64),
     Get(u8),
+    Stale(u8),
     Take,
     Answer(usize, u8),
     Disconnect(u16, bool),
@@ -20,6 +21,7 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => (any::<u8>(), 1..60u64).prop_map(|(key, timeout)| Event::Put(key, timeout)),
         3 => any::<u8>().prop_map(Event::Get),
+        2 => any::<u8>().prop_map(Event::Stale),
         4 => Just(Event::Take),
         6 => (any::<usize>(), 0..=status::MAX).prop_map(|(at, status)| Event::Answer(at, status)),
         1 => (0..3u16, any::<bool>()).prop_map(|(slot, sent)| Event::Disconnect(slot, sent)),
@@ -50,6 +52,12 @@ proptest! {
                     waiters += 1;
                     open.insert(get(&mut client, &[key], waiters), waiters);
                 }
+                Event::Stale(key) => {
+                    waiters += 1;
+                    let age = [9; 8];
+                    let request = Request::new(Opcode::Get, 0, std::slice::from_ref(&key), &age);
+                    open.insert(client.queue(&request.stale(), waiters, 1000).unwrap(), waiters);
+                }
                 Event::Take => {
                     for (slot, frame) in take(&mut client, now_ms) {
                         for (number, lowest) in numbers(&frame) {
@@ -63,12 +71,18 @@ proptest! {
                     ended.extend(reply(&mut client, slot, now_ms, &[says(number, status)]));
                 }
                 Event::Disconnect(slot, sent) => {
+                    if !sent {
+                        client.turn_away(slot, now_ms);
+                    }
                     client.on_disconnect(slot, now_ms, sent);
                     flying.retain(|one| one.0 != slot);
                 }
                 Event::Routes(seed) => {
                     let slots: Vec<_> =
                         (0..PARTITIONS).map(|one| i32::from((seed >> one) & 3) - 1).collect();
+                    let backups = |one| if seed & 1 == 0 { vec![] } else { vec![one as u16 % 3] };
+                    let backups: Vec<_> = (0..PARTITIONS).map(backups).collect();
+                    client.set_backups(&backups).unwrap();
                     client.set_routes(now_ms, &slots).unwrap();
                 }
                 Event::Cancel(at) if !open.is_empty() => {

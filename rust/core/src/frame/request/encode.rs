@@ -57,10 +57,10 @@ impl Parts<'_> {
 }
 
 /// Refuses what no frame may hold: the sender's half of the decoder's checks.
-pub fn check_parts(opcode: Opcode, parts: &Parts<'_>) -> Result<()> {
+pub fn check_parts(opcode: Opcode, flags: u8, parts: &Parts<'_>) -> Result<()> {
     check_key(parts.key)?;
     check_value(parts.value)?;
-    check_shape(opcode, parts.key, parts.value)?;
+    check_shape(opcode, flags, parts.key, parts.value)?;
     if let Some((token, chain)) = &parts.token {
         check_size("a token's path length in bytes", token.path.len(), PATH_BYTES_MAX)?;
         require(token.path.len() % 2 == 0, "a token's path length", token.path.len() as u64)?;
@@ -207,7 +207,7 @@ impl RequestBuilder {
             key: operation.key,
             value: operation.value,
         };
-        check_parts(operation.opcode, &parts)?;
+        check_parts(operation.opcode, operation.flags, &parts)?;
         check_name(operation.map)?;
         let flags = operation.flags;
         require(flags & !operation.opcode.flags() == 0, "an operation's flags", u64::from(flags))?;

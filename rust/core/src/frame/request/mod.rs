@@ -35,6 +35,9 @@ pub const FLAG_IF_ABSENT: u8 = 8;
 pub const FLAG_REPEAT: u8 = 32;
 /// Flag: answer only when the change is fsynced on every complete copy's own disk.
 pub const FLAG_PERSISTED: u8 = 16;
+/// Flag: any complete copy answers, from what it knows to be committed; the value is the age in ms that
+/// is put up with (8 bytes). Gets only.
+pub const FLAG_STALE: u8 = 64;
 /// Values that are bytes as the user gave them.
 pub const CODEC_BYTES: u8 = 0;
 /// Values that are msgpack.
@@ -111,7 +114,8 @@ impl Opcode {
             }
             Self::Delete => FLAG_VERSION | FLAG_TOKEN | FLAG_REPEAT | FLAG_PERSISTED,
             Self::Incr | Self::Invoke => FLAG_TOKEN | FLAG_REPEAT | FLAG_PERSISTED,
-            Self::Get | Self::Size | Self::Scan | Self::Contains => 0,
+            Self::Get => FLAG_STALE,
+            Self::Size | Self::Scan | Self::Contains => 0,
         }
     }
 }
@@ -358,7 +362,7 @@ impl<'a> RequestFrame<'a> {
         check_size("the value's length in bytes", value_length, VALUE_BYTES_MAX)?;
         let key = reader.take("a key", key_length)?;
         let value = reader.take("a value", value_length)?;
-        check_shape(opcode, key, value)?;
+        check_shape(opcode, flags, key, value)?;
         Ok(Operation {
             opcode,
             flags,
@@ -412,13 +416,14 @@ fn read_chain<'a>(reader: &mut Reader<'a>) -> Result<Chain<'a>> {
 
 /// Refuses a key or value whose length cannot be right for the opcode.
 #[inline]
-fn check_shape(opcode: Opcode, key: &[u8], value: &[u8]) -> Result<()> {
+fn check_shape(opcode: Opcode, flags: u8, key: &[u8], value: &[u8]) -> Result<()> {
     if opcode.is_partition_wide() {
         require(key.len() == 4, "a partition number's length", key.len() as u64)?;
     } else if key.is_empty() {
         return Err(CoreError::Empty { what: "the key" });
     }
     let fits = match opcode {
+        Opcode::Get if flags & FLAG_STALE != 0 => value.len() == 8,
         Opcode::Get | Opcode::Delete | Opcode::Size | Opcode::Contains => value.is_empty(),
         Opcode::Incr => value.len() == 8,
         Opcode::Scan => (4..=4 + CURSOR_BYTES_MAX).contains(&value.len()),
