@@ -490,6 +490,22 @@ class Node:
         counts.
         """
 
+    def reload(self, partition: int, epoch: int, sequence: int, entries: list[StoredEntry]) -> None:
+        """Give what a sink has of a partition that nobody serves; dormant until the table names it.
+
+        Args:
+            partition: Which.
+            epoch: Of the position that the sink holds.
+            sequence: Of that position.
+            entries: All of them; they do not expire.
+
+        Raises:
+            ValueError: It is served, or this node has a copy of it already.
+        """
+
+    def unload(self, partition: int) -> None:
+        """Forget what was reloaded, unless the table has taken it on."""
+
     def limit_transfers(self, bytes_per_s: int) -> None:
         """Send snapshots of at most so many bytes in a second to all copies together; 0: no bound.
 

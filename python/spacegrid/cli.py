@@ -535,6 +535,31 @@ def partitions_accept(
             raise typer.Exit(EXIT_FAILED)
 
 
+@partitions_app.command("reload")
+def partitions_reload(
+    chosen: Annotated[
+        list[int] | None, typer.Argument(metavar="PARTITION...", help="Which.")
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All that have no primary.")] = False,
+    at: Address = ADDRESS_DEFAULT,
+    json: Json = False,
+) -> None:
+    """Fill partitions again from the SQL sink; what it does not have is lost.
+
+    Look at `spacegrid partitions` first: a copy on a disk may have more. Says what could not be
+    filled. Exit code 1 when one was refused.
+    """
+    from spacegrid.node import report
+
+    with _errors(json):
+        if bool(chosen) == everything:
+            raise ConfigError("name partitions, or --all")
+        document = report.reload(at, None if everything else chosen)
+        _print(document, json, lambda: report.reload_text(document))
+        if document["refused"]:
+            raise typer.Exit(EXIT_FAILED)
+
+
 @app.command()
 def flush(
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 30.0,

@@ -7,7 +7,7 @@ import pytest
 from spacegrid.machine.acceptance import Choice, How, copies_on_disk
 from spacegrid.machine.controller import Controller, ControllerConfig
 from spacegrid.machine.draft import Nodes
-from spacegrid.machine.events import BecameController, LossAccepted, WriteDone
+from spacegrid.machine.events import BecameController, LossAccepted, Ticked, WriteDone
 from spacegrid.machine.table import (
     CopyStore,
     PartitionEntry,
@@ -114,3 +114,34 @@ def test_the_list_says_who_is_missing_and_what_is_there() -> None:
     assert (missing.copy, missing.missing, missing.position) == (2, True, None)
     (gone, _) = copies_on_disk(table.entries[0], {2: stores[2]}, nodes)
     assert (gone.missing, gone.position) == (False, None)
+
+
+def test_what_was_reloaded_is_served_by_the_node_that_has_it_above_the_sinks_epoch() -> None:
+    machine = controller(lost(State.LOST), node(5, 7), node(6, 9))
+    choice = Choice(0, 9, How.RELOADED, copy=6, epoch=8)
+    assert machine.why_not(choice) == ""
+    (write,) = machine.handle(LossAccepted((choice,)), 0)
+    (entry,) = write.entries
+    assert (entry.state, entry.primary, entry.in_sync, entry.epoch) == (State.OK, 6, (6,), 9)
+
+
+@pytest.mark.parametrize("copy", [5, 7], ids=["it has a disk copy", "it has ended"])
+def test_what_was_reloaded_is_refused_of_a_node_that_can_not_be_it(copy: int) -> None:
+    machine = controller(lost(), node(5, 1, 3, 40), node(6, 9))
+    assert machine.table is not None
+    seen = machine.table.entries[0].version
+    assert "copy already" in machine.why_not(Choice(0, seen, How.RELOADED, copy=copy))
+    assert "changed meanwhile" in machine.why_not(Choice(0, seen - 1, How.RELOADED, copy=6))
+
+
+@pytest.mark.parametrize("how", [How.EMPTY, How.RELOADED])
+def test_a_decision_waits_out_every_lease_of_a_named_copy(
+    how: How, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = controller(lost(State.LOST), node(6, 9))
+    monkeypatch.setattr(machine, "_answering", lambda copy, now_ms: copy == 2 and now_ms < 500)
+    assert machine.handle(LossAccepted((Choice(0, 9, how, copy=6),)), 0) == []
+    assert machine.handle(Ticked(), 499) == []
+    (write,) = machine.handle(Ticked(), 500)
+    assert write.entries[0].primary == 6
+    assert machine.refused_count == 0

@@ -24,6 +24,7 @@ EXPECTED = {
     "spacegrid.v1.Units/Invoke": WRITERS,
     "spacegrid.v1.Admin/Flush": WRITERS,
     "spacegrid.v1.Admin/Accept": ADMINS,
+    "spacegrid.v1.Admin/Reload": ADMINS,
     "spacegrid.v1.Admin/Stop": ADMINS,
 }
 EXPECTED_BY_SERVICE = {

@@ -1,8 +1,9 @@
 """What an operator may decide when a partition's last complete copies are not all there.
 
-PROTOCOL.md section 5, ways out of lost: accept the longest copy that is there, or begin empty. Both
-are a compare-and-set on the version that the operator saw, and begin a new epoch. A partition that
-has no primary has none to wait for: what it had was deposed, or had ended, before.
+PROTOCOL.md section 5, ways out of lost: accept the longest copy that is there, begin empty, or go
+on from what a node has read out of the shared sink. Each is a compare-and-set on the version that
+the operator saw, waits until every lease of a copy that the entry names is over (`waits_for`), and
+begins a new epoch.
 
 Who calls: machine/controller.py; node/ lists the copies for the operator.
 """
@@ -24,7 +25,7 @@ from spacegrid.machine.table import (
     StoredPartition,
 )
 
-__all__ = ["Choice", "DiskCopy", "How", "accept", "copies_on_disk", "why_not"]
+__all__ = ["Choice", "DiskCopy", "How", "accept", "copies_on_disk", "waits_for", "why_not"]
 
 
 class How(enum.IntEnum):
@@ -34,6 +35,8 @@ class How(enum.IntEnum):
     LONGEST = 1
     #: With nothing.
     EMPTY = 2
+    #: From what a node has read out of the shared sink.
+    RELOADED = 3
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -43,6 +46,9 @@ class Choice(msgspec.Struct, frozen=True):
     #: The version of the entry that the operator saw.
     version: int
     how: How
+    #: For RELOADED: the node that has it now, and the epoch under which the sink was written last.
+    copy: int = 0
+    epoch: int = 0
 
 
 class DiskCopy(msgspec.Struct, frozen=True):
@@ -97,11 +103,23 @@ def why_not(draft: Draft, choice: Choice) -> str:
         return "it was never placed: it begins by itself"
     if choice.how is How.LONGEST and not _longest(draft, entry):
         return "no copy of it is there; what is left is to begin empty"
-    if choice.how is How.EMPTY and not _without(draft, entry):
+    without = _without(draft, entry)
+    if choice.how is How.EMPTY and not without:
         return "every node that is there still has a copy; accept the longest"
-    if max(entry.epoch, *(p[0] for p in _positions(draft, entry)), 0) >= EPOCH_MAX:
+    if choice.how is How.RELOADED and choice.copy not in without:
+        return "the node that would have it leaves, has ended, or has a copy already"
+    if _last_epoch(draft, entry, choice) >= EPOCH_MAX:
         return f"it is at the last epoch, {EPOCH_MAX}"
     return ""
+
+
+def waits_for(draft: Draft, choice: Choice) -> frozenset[int]:
+    """Copies of a partition that may still be answering: the decision waits for them."""
+    if not 0 <= choice.partition < draft.table.partition_count:
+        return frozenset()
+    entry = draft.table.entries[choice.partition]
+    named = {*entry.members(), *entry.former}
+    return frozenset(copy for copy in named if draft.answering(copy))
 
 
 def accept(draft: Draft, choice: Choice) -> bool:
@@ -111,6 +129,8 @@ def accept(draft: Draft, choice: Choice) -> bool:
     entry = draft.table.entries[choice.partition]
     if choice.how is How.LONGEST:
         in_sync = _longest(draft, entry)
+    elif choice.how is How.RELOADED:
+        in_sync = (choice.copy,)
     else:
         in_sync = (draft.least_busy(_without(draft, entry)),)
     draft.serve(
@@ -120,9 +140,14 @@ def accept(draft: Draft, choice: Choice) -> bool:
         tails=(),
         joining=(),
         former=(),
-        epoch=max(entry.epoch, *(p[0] for p in _positions(draft, entry)), 0) + 1,
+        epoch=_last_epoch(draft, entry, choice) + 1,
     )
     return True
+
+
+def _last_epoch(draft: Draft, entry: PartitionEntry, choice: Choice) -> int:
+    """The highest epoch that anyone can have written under."""
+    return max(entry.epoch, choice.epoch, *(p[0] for p in _positions(draft, entry)), 0)
 
 
 def _positions(draft: Draft, entry: PartitionEntry) -> list[tuple[int, int, int]]:

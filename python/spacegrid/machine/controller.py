@@ -27,7 +27,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from spacegrid.machine.acceptance import Choice, accept, why_not
+from spacegrid.machine.acceptance import Choice, accept, waits_for, why_not
 from spacegrid.machine.changes import apply_change
 from spacegrid.machine.draft import Draft, Nodes
 from spacegrid.machine.events import (
@@ -455,10 +455,13 @@ class Controller:
                 self._shunned[change.partition, change.copy] = now_ms + READMIT_WAIT_MS
                 draft.shunned |= {(change.partition, change.copy)}
         self._pending.clear()
-        for choice in self._accepted:
-            if not accept(draft, choice):
+        accepted, self._accepted = self._accepted, []
+        for choice in accepted:
+            if copies := waits_for(draft, choice):
+                draft.waits |= copies
+                self._accepted.append(choice)
+            elif not accept(draft, choice):
                 self.refused_count += 1
-        self._accepted.clear()
         settle(draft)
         self._waits = frozenset(draft.waits)
         first = self._may_place(table, now_ms)

@@ -67,13 +67,16 @@ class AdminClient:
     def accept(self, seen: Mapping[int, int], *, empty: bool) -> admin_pb2.AcceptReply:
         """Decide how partitions begin again, at the versions that were seen. Raises as `status`."""
         request = admin_pb2.AcceptRequest(
-            partitions=[
-                admin_pb2.AcceptRequest.Seen(partition=partition, version=version)
-                for partition, version in seen.items()
-            ],
+            partitions=_seen(seen),
             empty=empty,
         )
         reply: admin_pb2.AcceptReply = self._ask(self._stub.Accept, request)
+        return reply
+
+    def reload(self, seen: Mapping[int, int], timeout_s: float) -> admin_pb2.ReloadReply:
+        """Have partitions filled again from the shared sink on this node. Raises as `status`."""
+        request = admin_pb2.ReloadRequest(partitions=_seen(seen))
+        reply: admin_pb2.ReloadReply = self._ask(self._stub.Reload, request, timeout_s)
         return reply
 
     def flush(self, timeout_s: float) -> bool:
@@ -103,3 +106,10 @@ class AdminClient:
                     f"no node answers at {self.address}: {details}", addresses=[self.address]
                 ) from None
             raise SpaceGridError(f"{self.address}: {code.name}: {details}") from None
+
+
+def _seen(seen: Mapping[int, int]) -> list[admin_pb2.AcceptRequest.Seen]:
+    return [
+        admin_pb2.AcceptRequest.Seen(partition=partition, version=version)
+        for partition, version in seen.items()
+    ]

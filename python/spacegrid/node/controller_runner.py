@@ -206,6 +206,35 @@ class ControllerRunner:
             self._handle(LossAccepted(taken))
         return refused
 
+    async def offer_reloaded(self, choices: Sequence[Choice]) -> dict[int, str] | None:
+        """Offer what this node has read out of the shared sink.
+
+        Returns:
+            Partition to why it is refused; None: nobody knows what becomes of it.
+        """
+        if self._active:
+            return self.take_acceptance(choices)
+        stub = self._stub()
+        if stub is None:
+            return {choice.partition: "no node is the controller now" for choice in choices}
+        request = peers_pb2.ReloadedRequest(
+            hello=self._hello(),
+            partitions=[
+                peers_pb2.ReloadedRequest.Partition(
+                    partition=choice.partition, version=choice.version, epoch=choice.epoch
+                )
+                for choice in choices
+            ],
+        )
+        try:
+            reply = await stub.Reloaded(request, timeout=FORWARD_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            _log.warning("the controller did not take what was reloaded", error=error.details())
+            return None
+        if not reply.accepted:
+            return {choice.partition: "the controller has just changed" for choice in choices}
+        return {item.partition: item.reason for item in reply.refused}
+
     def request_changes(self, changes: list[ChangeRequest]) -> None:
         """Ask for changes that this node's core wants, here or at the controller."""
         if self.take_changes(self._incarnation, changes):

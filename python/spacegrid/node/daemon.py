@@ -178,6 +178,10 @@ class Daemon:
         """Argument that carries a handler's routing key; None: no such handler here."""
         return self._routes.get(handler)
 
+    def maps_without_columns(self) -> list[str]:
+        """Maps of the units that no SQL sink has."""
+        return sorted({one.name for one in declared_maps(self._units) if one.columns is None})
+
     async def flush(self, timeout_s: float) -> bool:
         """Wait until every sink has what is committed now; whether that came in time."""
         done = await asyncio.gather(

@@ -11,6 +11,7 @@ from spacegrid.node.admin_client import AdminClient
 from spacegrid.v1 import admin_pb2
 
 DETAIL_TIMEOUT_S: Final = 2.0
+RELOAD_TIMEOUT_S: Final = 180.0
 _MIB: Final = 1 << 20
 
 
@@ -252,13 +253,7 @@ def accept(address: str, chosen: Sequence[int] | None, *, empty: bool) -> dict[s
         ``accepted`` and ``refused``, the latter with reasons.
     """
     with AdminClient(address) as admin:
-        lines = {p.partition: p for p in admin.partitions().partitions}
-        if chosen is None:
-            chosen = [p.partition for p in lines.values() if p.state != "ok" and p.epoch]
-        unknown = [partition for partition in chosen if partition not in lines]
-        if unknown:
-            raise ConfigError(f"there is no partition {unknown[0]}, there are {len(lines)}")
-        seen = {partition: lines[partition].version for partition in chosen}
+        seen = _seen(admin, chosen)
         reply = admin.accept(seen, empty=empty)
     if reply.controller:
         with AdminClient(reply.controller) as admin:
@@ -267,6 +262,98 @@ def accept(address: str, chosen: Sequence[int] | None, *, empty: bool) -> dict[s
         "accepted": list(reply.accepted),
         "refused": {item.partition: item.reason for item in reply.refused},
     }
+
+
+def _seen(admin: AdminClient, chosen: Sequence[int] | None) -> dict[int, int]:
+    """The chosen partitions with the versions that they have now."""
+    lines = {p.partition: p for p in admin.partitions().partitions}
+    if chosen is None:
+        chosen = [p.partition for p in lines.values() if p.state != "ok" and p.epoch]
+    unknown = [partition for partition in chosen if partition not in lines]
+    if unknown:
+        raise ConfigError(f"there is no partition {unknown[0]}, there are {len(lines)}")
+    return {partition: lines[partition].version for partition in chosen}
+
+
+def reload(address: str, chosen: Sequence[int] | None) -> dict[str, Any]:
+    """Fill partitions without a primary again from the shared sink. Raises as `cluster_status`.
+
+    They are spread over the nodes; what one refuses (it has a copy, it has no sink) the next one is
+    asked for.
+
+    Args:
+        address: Any node.
+        chosen: Partitions; None: all that have no primary and were placed once.
+
+    Returns:
+        ``reloaded`` with the position of each, ``refused`` with the last reason, and
+        ``maps_without_columns``.
+    """
+    with AdminClient(address) as admin:
+        nodes = [node.address for node in admin.status().nodes if node.state == "ready"]
+        waits = _seen(admin, chosen)
+    reloaded: list[dict[str, int]] = []
+    refused: dict[int, str] = {}
+    maps: set[str] = set()
+    for turn in range(len(nodes)):
+        parts: dict[str, dict[int, int]] = {}
+        for partition, version in waits.items():
+            node = nodes[(partition + turn) % len(nodes)]
+            parts.setdefault(node, {})[partition] = version
+        for node, part in parts.items():
+            reply = _reload_on(node, part)
+            refused.update((item.partition, item.reason) for item in reply.refused)
+            reloaded += [_reloaded(item) for item in reply.reloaded]
+            maps.update(reply.maps_without_columns)
+            for item in reply.reloaded:
+                del waits[item.partition]
+    return {
+        "reloaded": sorted(reloaded, key=lambda item: item["partition"]),
+        "refused": {partition: refused[partition] for partition in sorted(waits)},
+        "maps_without_columns": sorted(maps),
+    }
+
+
+def _reload_on(address: str, seen: Mapping[int, int]) -> admin_pb2.ReloadReply:
+    try:
+        with AdminClient(address) as admin:
+            return admin.reload(seen, RELOAD_TIMEOUT_S)
+    except ConnectionFailed as error:
+        return admin_pb2.ReloadReply(
+            refused=[
+                admin_pb2.AcceptReply.Refused(partition=partition, reason=str(error))
+                for partition in seen
+            ]
+        )
+
+
+def _reloaded(item: admin_pb2.ReloadReply.Reloaded) -> dict[str, int]:
+    return {
+        "partition": item.partition,
+        "epoch": item.epoch,
+        "sequence": item.sequence,
+        "entries": item.entries,
+        "held_keys": item.held_keys,
+    }
+
+
+def reload_text(document: dict[str, Any]) -> str:
+    """What became of it, for a person."""
+    done = document["reloaded"]
+    entries = sum(item["entries"] for item in done)
+    lines = [f"{len(done)} partitions begin again from the database, with {entries} entries"]
+    if done:
+        lines.append(
+            "lost: what was changed after the database's checkpoint, expiry times, and the maps "
+            "that no unit declares"
+        )
+        if document["maps_without_columns"]:
+            names = ", ".join(document["maps_without_columns"])
+            lines.append(f"lost: maps without columns, empty now: {names}")
+    if held := sum(item["held_keys"] for item in done):
+        lines.append(f"old: {held} keys, whose newer changes are held back by dead letters")
+    lines += [f"partition {p} does not: {reason}" for p, reason in document["refused"].items()]
+    return "\n".join(lines)
 
 
 def accept_text(document: dict[str, Any]) -> str:

@@ -43,7 +43,7 @@ from spacegrid.pump.plan import Backoff, Pace, Plan, Steps
 from spacegrid.pump.resync import begin_resync, group_by_size
 from spacegrid.pump.source import LogSource
 from spacegrid.pump.status import PumpState, PumpStatus
-from spacegrid.sink.base import DeadLetter, LocalSink, Part, Position, SharedSink
+from spacegrid.sink.base import DeadLetter, LocalSink, Part, Position, ReadBack, SharedSink
 
 __all__ = ["Pump"]
 
@@ -232,6 +232,10 @@ class Pump:
             return None if entry is None else (entry[0], entry[1])
 
         self.call(lambda: self._shared().release(letter_id, read), timeout_s)
+
+    def read_back(self, partitions: Sequence[int], timeout_s: float) -> dict[int, ReadBack]:
+        """What a shared sink has of partitions that nobody serves; see `SharedSink.read_back`."""
+        return self.call(lambda: self._shared().read_back(partitions), timeout_s)
 
     def _shared(self) -> SharedSink:
         if not self._sink.fenced:

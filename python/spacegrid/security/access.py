@@ -63,6 +63,7 @@ METHODS: Final[dict[str, dict[str, Role]]] = {
         "RequestChanges": _NODES,
         "Heartbeat": _NODES,
         "Drain": _NODES,
+        "Reloaded": _NODES,
     },
     "spacegrid.v1.Coordinator": {
         "Join": _NODES,
@@ -75,6 +76,7 @@ METHODS: Final[dict[str, dict[str, Role]]] = {
         "Status": _READERS,
         "Partitions": _READERS,
         "Accept": Role.ADMIN,
+        "Reload": Role.ADMIN,
         "Flush": _WRITERS,
         "Stop": Role.ADMIN,
     },

@@ -130,6 +130,23 @@ class DeadLetter:
     parked_at: str
 
 
+@dataclass(slots=True)
+class ReadBack:
+    """What a shared sink has of one partition.
+
+    Attributes:
+        epoch: Of the ownership under which it was written last.
+        position: Every change up to here is in it, and nothing after.
+        entries: (map, schema, key, value, codec) of each row.
+        held_keys: Keys whose rows are older than the position: a dead letter holds them back.
+    """
+
+    epoch: int
+    position: Position
+    entries: list[tuple[str, int, bytes, bytes, int]] = field(default_factory=list)
+    held_keys: int = 0
+
+
 class Sink(Protocol):
     """What every pump needs."""
 
@@ -195,6 +212,17 @@ class SharedSink(Sink, Protocol):
     @property
     def dead_letter_count(self) -> int:
         """Records parked, of the partitions taken over."""
+
+    def read_back(self, partitions: Sequence[int]) -> dict[int, ReadBack]:
+        """What the tables hold of partitions that nobody serves, read at one moment.
+
+        Returns:
+            Partition to its content; one of which the checkpoint has no position is missing.
+
+        Raises:
+            SinkMismatch: The checkpoint is of another cluster, or of another partition count.
+            SinkError: A row can't be made into an entry.
+        """
 
     def dead_letters(self) -> list[DeadLetter]:
         """All parked records, oldest first, whoever owns their partition now."""

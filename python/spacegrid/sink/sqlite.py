@@ -27,7 +27,7 @@ from typing import Any, Final
 
 from spacegrid import _core
 from spacegrid.errors import SinkError, SinkUnavailable
-from spacegrid.sink.base import Change, DeadLetter, Part, Position, Resync, Written
+from spacegrid.sink.base import Change, DeadLetter, Part, Position, ReadBack, Resync, Written
 from spacegrid.sink.checkpoint import (
     Mark,
     OwnerRow,
@@ -36,6 +36,7 @@ from spacegrid.sink.checkpoint import (
     encode_marks,
     refuse_foreign,
 )
+from spacegrid.sink.sqlite_read import Reader
 from spacegrid.sink.sqlite_replay import HeldKey, Replay, position_of, touch
 from spacegrid.sink.sqlite_schema import ROW_ERRORS, SqlTable, create_own_tables, sqlite_path
 from spacegrid.sink.tables import tables_of
@@ -339,6 +340,14 @@ class SqliteSink:
             count += len(absent)
         return count
 
+    # ---- reading back ----
+
+    def read_back(self, partitions: Sequence[int]) -> dict[int, ReadBack]:
+        """What the tables hold of these partitions; see `SharedSink.read_back`."""
+        reader = Reader(self.name, self._life, self._partition_count, self._tables)
+        with self._errors(), self._reading() as database:
+            return reader.read(database, partitions)
+
     # ---- dead letters ----
 
     @property
@@ -456,6 +465,17 @@ class SqliteSink:
                 if database.in_transaction:
                     database.execute("ROLLBACK")
             raise
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """All that is read is of one moment."""
+        database = self._database
+        database.execute("BEGIN")
+        try:
+            yield database
+        finally:
+            with suppress(sqlite3.Error):
+                database.execute("ROLLBACK")
 
     @contextmanager
     def _errors(self) -> Iterator[None]:

@@ -69,9 +69,10 @@ class SqlTable:
         upsert: Takes a whole row.
         delete: Takes a row of key columns.
         select_keys: All rows' key columns.
+        select_rows: All rows, the key's columns first.
     """
 
-    __slots__ = ("delete", "select_keys", "table", "upsert")
+    __slots__ = ("delete", "select_keys", "select_rows", "table", "upsert")
 
     def __init__(self, table: Table) -> None:
         self.table = table
@@ -87,6 +88,7 @@ class SqlTable:
         matches = " AND ".join(f"{column} = ?" for column in keys)
         self.delete = f"DELETE FROM {name} WHERE {matches}"
         self.select_keys = f"SELECT {', '.join(keys)} FROM {name}"
+        self.select_rows = f"SELECT {', '.join(keys + values)} FROM {name}"
 
     def write_one(
         self, database: sqlite3.Connection, key: bytes, entry: tuple[bytes, int] | None

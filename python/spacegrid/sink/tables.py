@@ -71,6 +71,8 @@ class Table:
         name: Table name, which is the map's.
         keys: Columns of the primary key.
         values: The other columns.
+        codec: Tag of the map's values.
+        schema: Fingerprint of their type.
     """
 
     def __init__(self, declared: Map[Any, Any]) -> None:
@@ -104,6 +106,12 @@ class Table:
                 converters.append((index, convert))
         self.values: tuple[Column, ...] = tuple(columns)
         self._converters = converters
+        self._value_type = declared.value_codec.value_type
+        self._types = [declared_type for _, _, declared_type in described]
+        self._attributes = [attribute for _, attribute, _ in described]
+        self._encode_value: Callable[[Any], bytes] = declared.value_codec.encode
+        self.codec: int = declared.value_codec.codec
+        self.schema: int = declared.value_codec.schema
         self._get = _getter([attribute for _, attribute, _ in described])
         self._decode_key: Callable[[bytes], Any] = declared.key_codec.decode
         self._decode_value: Callable[[bytes, int], Any] = declared.value_codec.decode
@@ -163,6 +171,33 @@ class Table:
             return _core.encode_key(tuple(key_row) if self._tuple_key else key_row[0])
         except (TypeError, ValueError):
             return None
+
+    def stored_value(self, columns: Sequence[Any]) -> bytes:
+        """Bytes of a row's value, as the map holds them.
+
+        What JSON and SQL don't tell apart comes back as they have it: bytes and dates inside of
+        values without a declared type are text.
+
+        Args:
+            columns: Values of the columns that are not the key's, as the database gives them.
+
+        Raises:
+            SerializationError: They make no value of the declared type.
+        """
+        try:
+            fields = [
+                _read_back(value, column.kind, declared)
+                for value, column, declared in zip(columns, self.values, self._types, strict=True)
+            ]
+            whole = fields[0] if self._whole else self._record(fields)
+        except (msgspec.MsgspecError, TypeError, ValueError, ArithmeticError) as error:
+            raise SerializationError(f"row of table {self.name!r} is no value: {error}") from error
+        return self._encode_value(whole)
+
+    def _record(self, fields: Sequence[Any]) -> Any:
+        named = dict(zip(self._attributes, fields, strict=True))
+        validate = getattr(self._value_type, "model_validate", None)
+        return self._value_type(**named) if validate is None else validate(named)
 
 
 def tables_of(maps: Iterable[Map[Any, Any]]) -> dict[str, Table]:
@@ -264,6 +299,28 @@ def _column_kind(declared: Any) -> tuple[Kind, bool, Callable[[Any], SqlValue] |
         return "int", False, _enum_value
     # Any and object hold None too; JSON has its own null, but an absent value is SQL's.
     return "json", declared in (Any, object, None, type(None)), _to_json
+
+
+def _read_back(value: Any, kind: Kind, declared: Any) -> Any:
+    """The opposite of what `row` does to one field."""
+    if value is None:
+        return None
+    if kind == "json":
+        value = msgspec.json.decode(value)
+    return msgspec.convert(
+        value,
+        declared,
+        strict=False,
+        builtin_types=(bytes, bytearray) if kind == "blob" else (),
+        dec_hook=_convert_other,
+    )
+
+
+def _convert_other(declared: Any, value: Any) -> Any:
+    validate = getattr(declared, "model_validate", None)
+    if validate is None:
+        raise TypeError(f"{declared} has no SQL form")
+    return validate(value)
 
 
 def _enum_value(value: Any) -> SqlValue:

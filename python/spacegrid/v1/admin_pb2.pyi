@@ -575,6 +575,89 @@ class AcceptReply(_message.Message):
 Global___AcceptReply: _TypeAlias = AcceptReply  # noqa: Y015
 
 @_typing.final
+class ReloadRequest(_message.Message):
+    """An operator has partitions that nobody serves filled again from the shared sink, on the node that is asked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def partitions(self) -> _containers.RepeatedCompositeFieldContainer[Global___AcceptRequest.Seen]: ...
+    def __init__(
+        self,
+        *,
+        partitions: _abc.Iterable[Global___AcceptRequest.Seen] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["partitions", b"partitions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadRequest: _TypeAlias = ReloadRequest  # noqa: Y015
+
+@_typing.final
+class ReloadReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Reloaded(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        PARTITION_FIELD_NUMBER: _builtins.int
+        EPOCH_FIELD_NUMBER: _builtins.int
+        SEQUENCE_FIELD_NUMBER: _builtins.int
+        ENTRIES_FIELD_NUMBER: _builtins.int
+        HELD_KEYS_FIELD_NUMBER: _builtins.int
+        partition: _builtins.int
+        epoch: _builtins.int
+        """Position of the sink's checkpoint: what was changed after it is lost."""
+        sequence: _builtins.int
+        entries: _builtins.int
+        held_keys: _builtins.int
+        """Keys whose rows are older than that, because a dead letter holds them back."""
+        def __init__(
+            self,
+            *,
+            partition: _builtins.int = ...,
+            epoch: _builtins.int = ...,
+            sequence: _builtins.int = ...,
+            entries: _builtins.int = ...,
+            held_keys: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "epoch", b"epoch", "held_keys", b"held_keys", "partition", b"partition", "sequence", b"sequence"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    RELOADED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    MAPS_WITHOUT_COLUMNS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reloaded(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReloadReply.Reloaded]: ...
+    @_builtins.property
+    def refused(self) -> _containers.RepeatedCompositeFieldContainer[Global___AcceptReply.Refused]: ...
+    @_builtins.property
+    def maps_without_columns(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Maps that the node's units declare without columns: they are not in SQL, and empty now."""
+
+    def __init__(
+        self,
+        *,
+        reloaded: _abc.Iterable[Global___ReloadReply.Reloaded] | None = ...,
+        refused: _abc.Iterable[Global___AcceptReply.Refused] | None = ...,
+        maps_without_columns: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["maps_without_columns", b"maps_without_columns", "refused", b"refused", "reloaded", b"reloaded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReloadReply: _TypeAlias = ReloadReply  # noqa: Y015
+
+@_typing.final
 class FlushRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -49,6 +49,11 @@ class AdminStub(object):
                 request_serializer=spacegrid_dot_v1_dot_admin__pb2.AcceptRequest.SerializeToString,
                 response_deserializer=spacegrid_dot_v1_dot_admin__pb2.AcceptReply.FromString,
                 _registered_method=True)
+        self.Reload = channel.unary_unary(
+                '/spacegrid.v1.Admin/Reload',
+                request_serializer=spacegrid_dot_v1_dot_admin__pb2.ReloadRequest.SerializeToString,
+                response_deserializer=spacegrid_dot_v1_dot_admin__pb2.ReloadReply.FromString,
+                _registered_method=True)
         self.Flush = channel.unary_unary(
                 '/spacegrid.v1.Admin/Flush',
                 request_serializer=spacegrid_dot_v1_dot_admin__pb2.FlushRequest.SerializeToString,
@@ -78,6 +83,13 @@ class AdminServicer(object):
 
     def Accept(self, request, context):
         """Only on the controller. Waits until the table shows what was decided.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Reload(self, request, context):
+        """Waits until the table shows what was reloaded.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,6 +125,11 @@ def add_AdminServicer_to_server(servicer, server):
                     servicer.Accept,
                     request_deserializer=spacegrid_dot_v1_dot_admin__pb2.AcceptRequest.FromString,
                     response_serializer=spacegrid_dot_v1_dot_admin__pb2.AcceptReply.SerializeToString,
+            ),
+            'Reload': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reload,
+                    request_deserializer=spacegrid_dot_v1_dot_admin__pb2.ReloadRequest.FromString,
+                    response_serializer=spacegrid_dot_v1_dot_admin__pb2.ReloadReply.SerializeToString,
             ),
             'Flush': grpc.unary_unary_rpc_method_handler(
                     servicer.Flush,
@@ -206,6 +223,33 @@ class Admin(object):
             '/spacegrid.v1.Admin/Accept',
             spacegrid_dot_v1_dot_admin__pb2.AcceptRequest.SerializeToString,
             spacegrid_dot_v1_dot_admin__pb2.AcceptReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reload(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/spacegrid.v1.Admin/Reload',
+            spacegrid_dot_v1_dot_admin__pb2.ReloadRequest.SerializeToString,
+            spacegrid_dot_v1_dot_admin__pb2.ReloadReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -35,6 +35,8 @@ class AdminStub:
     Partitions: _grpc.UnaryUnaryMultiCallable[_admin_pb2.PartitionsRequest, _admin_pb2.PartitionsReply]
     Accept: _grpc.UnaryUnaryMultiCallable[_admin_pb2.AcceptRequest, _admin_pb2.AcceptReply]
     """Only on the controller. Waits until the table shows what was decided."""
+    Reload: _grpc.UnaryUnaryMultiCallable[_admin_pb2.ReloadRequest, _admin_pb2.ReloadReply]
+    """Waits until the table shows what was reloaded."""
     Flush: _grpc.UnaryUnaryMultiCallable[_admin_pb2.FlushRequest, _admin_pb2.FlushReply]
     """Waits until every sink of this node has what was committed when the call came."""
     Stop: _grpc.UnaryUnaryMultiCallable[_admin_pb2.StopRequest, _admin_pb2.StopReply]
@@ -46,6 +48,8 @@ class AdminAsyncStub(AdminStub):
     Partitions: _aio.UnaryUnaryMultiCallable[_admin_pb2.PartitionsRequest, _admin_pb2.PartitionsReply]  # type: ignore[assignment]
     Accept: _aio.UnaryUnaryMultiCallable[_admin_pb2.AcceptRequest, _admin_pb2.AcceptReply]  # type: ignore[assignment]
     """Only on the controller. Waits until the table shows what was decided."""
+    Reload: _aio.UnaryUnaryMultiCallable[_admin_pb2.ReloadRequest, _admin_pb2.ReloadReply]  # type: ignore[assignment]
+    """Waits until the table shows what was reloaded."""
     Flush: _aio.UnaryUnaryMultiCallable[_admin_pb2.FlushRequest, _admin_pb2.FlushReply]  # type: ignore[assignment]
     """Waits until every sink of this node has what was committed when the call came."""
     Stop: _aio.UnaryUnaryMultiCallable[_admin_pb2.StopRequest, _admin_pb2.StopReply]  # type: ignore[assignment]
@@ -72,6 +76,14 @@ class AdminServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_admin_pb2.AcceptReply, _abc.Awaitable[_admin_pb2.AcceptReply]]:
         """Only on the controller. Waits until the table shows what was decided."""
+
+    @_abc_1.abstractmethod
+    def Reload(
+        self,
+        request: _admin_pb2.ReloadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_admin_pb2.ReloadReply, _abc.Awaitable[_admin_pb2.ReloadReply]]:
+        """Waits until the table shows what was reloaded."""
 
     @_abc_1.abstractmethod
     def Flush(

@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18spacegrid/v1/peers.proto\x12\x0cspacegrid.v1\"A\n\tPeerFrame\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12&\n\x05hello\x18\x02 \x01(\x0b\x32\x17.spacegrid.v1.PeerHello\"n\n\tPeerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x10\n\x08receiver\x18\x05 \x01(\x04\"\xa3\x01\n\rChangeRequest\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\r\x12&\n\x04kind\x18\x04 \x01(\x0e\x32\x18.spacegrid.v1.ChangeKind\x12\x0c\n\x04\x63opy\x18\x05 \x01(\x04\x12\x12\n\nfrom_epoch\x18\x06 \x01(\r\x12\x15\n\rfrom_sequence\x18\x07 \x01(\x04\"f\n\x0e\x43hangesRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x17.spacegrid.v1.PeerHello\x12,\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1b.spacegrid.v1.ChangeRequest\" \n\x0c\x43hangesReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\"6\n\x0c\x44rainRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x17.spacegrid.v1.PeerHello\"\x1e\n\nDrainReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\"\x81\x01\n\x10HeartbeatRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x17.spacegrid.v1.PeerHello\x12\r\n\x05nonce\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x10\n\x08progress\x18\x04 \x03(\x04\x12\x12\n\nheard_term\x18\x05 \x01(\x04\"P\n\x0eHeartbeatReply\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\x0f\n\x07granted\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04*\x89\x01\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HANGE_KIND_TAIL\x10\x01\x12\x17\n\x13\x43HANGE_KIND_IN_SYNC\x10\x02\x12\x17\n\x13\x43HANGE_KIND_STOPPED\x10\x03\x12\x16\n\x12\x43HANGE_KIND_SHRINK\x10\x04\x32\x9b\x02\n\x05Peers\x12<\n\x04Link\x12\x17.spacegrid.v1.PeerFrame\x1a\x17.spacegrid.v1.PeerFrame(\x01\x30\x01\x12J\n\x0eRequestChanges\x12\x1c.spacegrid.v1.ChangesRequest\x1a\x1a.spacegrid.v1.ChangesReply\x12I\n\tHeartbeat\x12\x1e.spacegrid.v1.HeartbeatRequest\x1a\x1c.spacegrid.v1.HeartbeatReply\x12=\n\x05\x44rain\x12\x1a.spacegrid.v1.DrainRequest\x1a\x18.spacegrid.v1.DrainReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18spacegrid/v1/peers.proto\x12\x0cspacegrid.v1\"A\n\tPeerFrame\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12&\n\x05hello\x18\x02 \x01(\x0b\x32\x17.spacegrid.v1.PeerHello\"n\n\tPeerHello\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\x12\x0c\n\x04node\x18\x03 \x01(\t\x12\x13\n\x0bincarnation\x18\x04 \x01(\x04\x12\x10\n\x08receiver\x18\x05 \x01(\x04\"\xa3\x01\n\rChangeRequest\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\r\x12&\n\x04kind\x18\x04 \x01(\x0e\x32\x18.spacegrid.v1.ChangeKind\x12\x0c\n\x04\x63opy\x18\x05 \x01(\x04\x12\x12\n\nfrom_epoch\x18\x06 \x01(\r\x12\x15\n\rfrom_sequence\x18\x07 \x01(\x04\"f\n\x0e\x43hangesRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x17.spacegrid.v1.PeerHello\x12,\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x1b.spacegrid.v1.ChangeRequest\" \n\x0c\x43hangesReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\"6\n\x0c\x44rainRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x17.spacegrid.v1.PeerHello\"\x1e\n\nDrainReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\"\xb6\x01\n\x0fReloadedRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x17.spacegrid.v1.PeerHello\x12;\n\npartitions\x18\x02 \x03(\x0b\x32\'.spacegrid.v1.ReloadedRequest.Partition\x1a>\n\tPartition\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\r\"\x85\x01\n\rReloadedReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x34\n\x07refused\x18\x02 \x03(\x0b\x32#.spacegrid.v1.ReloadedReply.Refused\x1a,\n\x07Refused\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x81\x01\n\x10HeartbeatRequest\x12&\n\x05hello\x18\x01 \x01(\x0b\x32\x17.spacegrid.v1.PeerHello\x12\r\n\x05nonce\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x10\n\x08progress\x18\x04 \x03(\x04\x12\x12\n\nheard_term\x18\x05 \x01(\x04\"P\n\x0eHeartbeatReply\x12\r\n\x05nonce\x18\x01 \x01(\x04\x12\x0f\n\x07granted\x18\x02 \x01(\x08\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x0c\n\x04term\x18\x04 \x01(\x04*\x89\x01\n\nChangeKind\x12\x1b\n\x17\x43HANGE_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10\x43HANGE_KIND_TAIL\x10\x01\x12\x17\n\x13\x43HANGE_KIND_IN_SYNC\x10\x02\x12\x17\n\x13\x43HANGE_KIND_STOPPED\x10\x03\x12\x16\n\x12\x43HANGE_KIND_SHRINK\x10\x04\x32\xe3\x02\n\x05Peers\x12<\n\x04Link\x12\x17.spacegrid.v1.PeerFrame\x1a\x17.spacegrid.v1.PeerFrame(\x01\x30\x01\x12J\n\x0eRequestChanges\x12\x1c.spacegrid.v1.ChangesRequest\x1a\x1a.spacegrid.v1.ChangesReply\x12I\n\tHeartbeat\x12\x1e.spacegrid.v1.HeartbeatRequest\x1a\x1c.spacegrid.v1.HeartbeatReply\x12=\n\x05\x44rain\x12\x1a.spacegrid.v1.DrainRequest\x1a\x18.spacegrid.v1.DrainReply\x12\x46\n\x08Reloaded\x12\x1d.spacegrid.v1.ReloadedRequest\x1a\x1b.spacegrid.v1.ReloadedReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spacegrid.v1.peers_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHANGEKIND']._serialized_start=828
-  _globals['_CHANGEKIND']._serialized_end=965
+  _globals['_CHANGEKIND']._serialized_start=1149
+  _globals['_CHANGEKIND']._serialized_end=1286
   _globals['_PEERFRAME']._serialized_start=42
   _globals['_PEERFRAME']._serialized_end=107
   _globals['_PEERHELLO']._serialized_start=109
@@ -47,10 +47,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DRAINREQUEST']._serialized_end=579
   _globals['_DRAINREPLY']._serialized_start=581
   _globals['_DRAINREPLY']._serialized_end=611
-  _globals['_HEARTBEATREQUEST']._serialized_start=614
-  _globals['_HEARTBEATREQUEST']._serialized_end=743
-  _globals['_HEARTBEATREPLY']._serialized_start=745
-  _globals['_HEARTBEATREPLY']._serialized_end=825
-  _globals['_PEERS']._serialized_start=968
-  _globals['_PEERS']._serialized_end=1251
+  _globals['_RELOADEDREQUEST']._serialized_start=614
+  _globals['_RELOADEDREQUEST']._serialized_end=796
+  _globals['_RELOADEDREQUEST_PARTITION']._serialized_start=734
+  _globals['_RELOADEDREQUEST_PARTITION']._serialized_end=796
+  _globals['_RELOADEDREPLY']._serialized_start=799
+  _globals['_RELOADEDREPLY']._serialized_end=932
+  _globals['_RELOADEDREPLY_REFUSED']._serialized_start=888
+  _globals['_RELOADEDREPLY_REFUSED']._serialized_end=932
+  _globals['_HEARTBEATREQUEST']._serialized_start=935
+  _globals['_HEARTBEATREQUEST']._serialized_end=1064
+  _globals['_HEARTBEATREPLY']._serialized_start=1066
+  _globals['_HEARTBEATREPLY']._serialized_end=1146
+  _globals['_PEERS']._serialized_start=1289
+  _globals['_PEERS']._serialized_end=1644
 # @@protoc_insertion_point(module_scope)

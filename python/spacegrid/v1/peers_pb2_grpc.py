@@ -54,6 +54,11 @@ class PeersStub(object):
                 request_serializer=spacegrid_dot_v1_dot_peers__pb2.DrainRequest.SerializeToString,
                 response_deserializer=spacegrid_dot_v1_dot_peers__pb2.DrainReply.FromString,
                 _registered_method=True)
+        self.Reloaded = channel.unary_unary(
+                '/spacegrid.v1.Peers/Reloaded',
+                request_serializer=spacegrid_dot_v1_dot_peers__pb2.ReloadedRequest.SerializeToString,
+                response_deserializer=spacegrid_dot_v1_dot_peers__pb2.ReloadedReply.FromString,
+                _registered_method=True)
 
 
 class PeersServicer(object):
@@ -87,6 +92,13 @@ class PeersServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reloaded(self, request, context):
+        """Offers the controller partitions that were read out of the shared sink.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeersServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -109,6 +121,11 @@ def add_PeersServicer_to_server(servicer, server):
                     servicer.Drain,
                     request_deserializer=spacegrid_dot_v1_dot_peers__pb2.DrainRequest.FromString,
                     response_serializer=spacegrid_dot_v1_dot_peers__pb2.DrainReply.SerializeToString,
+            ),
+            'Reloaded': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reloaded,
+                    request_deserializer=spacegrid_dot_v1_dot_peers__pb2.ReloadedRequest.FromString,
+                    response_serializer=spacegrid_dot_v1_dot_peers__pb2.ReloadedReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -219,6 +236,33 @@ class Peers(object):
             '/spacegrid.v1.Peers/Drain',
             spacegrid_dot_v1_dot_peers__pb2.DrainRequest.SerializeToString,
             spacegrid_dot_v1_dot_peers__pb2.DrainReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reloaded(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/spacegrid.v1.Peers/Reloaded',
+            spacegrid_dot_v1_dot_peers__pb2.ReloadedRequest.SerializeToString,
+            spacegrid_dot_v1_dot_peers__pb2.ReloadedReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -39,6 +39,8 @@ class PeersStub:
     """Says that the sender is there; the controller answers with a lease."""
     Drain: _grpc.UnaryUnaryMultiCallable[_peers_pb2.DrainRequest, _peers_pb2.DrainReply]
     """Tells the controller that the sender is leaving: move what it owns."""
+    Reloaded: _grpc.UnaryUnaryMultiCallable[_peers_pb2.ReloadedRequest, _peers_pb2.ReloadedReply]
+    """Offers the controller partitions that were read out of the shared sink."""
 
 @_typing.type_check_only
 class PeersAsyncStub(PeersStub):
@@ -51,6 +53,8 @@ class PeersAsyncStub(PeersStub):
     """Says that the sender is there; the controller answers with a lease."""
     Drain: _aio.UnaryUnaryMultiCallable[_peers_pb2.DrainRequest, _peers_pb2.DrainReply]  # type: ignore[assignment]
     """Tells the controller that the sender is leaving: move what it owns."""
+    Reloaded: _aio.UnaryUnaryMultiCallable[_peers_pb2.ReloadedRequest, _peers_pb2.ReloadedReply]  # type: ignore[assignment]
+    """Offers the controller partitions that were read out of the shared sink."""
 
 class PeersServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -84,5 +88,13 @@ class PeersServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peers_pb2.DrainReply, _abc.Awaitable[_peers_pb2.DrainReply]]:
         """Tells the controller that the sender is leaving: move what it owns."""
+
+    @_abc_1.abstractmethod
+    def Reloaded(
+        self,
+        request: _peers_pb2.ReloadedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peers_pb2.ReloadedReply, _abc.Awaitable[_peers_pb2.ReloadedReply]]:
+        """Offers the controller partitions that were read out of the shared sink."""
 
 def add_PeersServicer_to_server(servicer: PeersServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -122,6 +122,18 @@ pub(crate) struct Node {
     pub(crate) core: Arc<CoreNode>,
 }
 
+fn chunk_entries<'a>(entries: &'a [StoredEntry<'_>]) -> impl Iterator<Item = ChunkEntry<'a>> {
+    entries.iter().map(|(map, schema, key, value, codec, version, expires)| ChunkEntry {
+        map,
+        schema: *schema,
+        key: key.as_bytes(),
+        value: Some(value.as_bytes()),
+        codec: *codec,
+        version: *version,
+        expires_at_ms: *expires,
+    })
+}
+
 fn ownership(entry: TableEntry) -> PyResult<(u32, Ownership)> {
     let (partition, epoch, version, state, primary, in_sync, former, joining, tails, target) =
         entry;
@@ -226,18 +238,24 @@ impl Node {
     ) -> PyResult<()> {
         // Entries may come in any number of calls; the copy is dormant from the first one on.
         let _ = last;
-        let entries =
-            entries.iter().map(|(map, schema, key, value, codec, version, expires)| ChunkEntry {
-                map,
-                schema: *schema,
-                key: key.as_bytes(),
-                value: Some(value.as_bytes()),
-                codec: *codec,
-                version: *version,
-                expires_at_ms: *expires,
-            });
+        let entries = chunk_entries(&entries);
         let position = position(epoch, sequence)?;
         self.core.load(partition, position, entries, streams).map_err(refused)
+    }
+
+    fn reload(
+        &self,
+        partition: u32,
+        epoch: u32,
+        sequence: u64,
+        entries: Vec<StoredEntry<'_>>,
+    ) -> PyResult<()> {
+        let position = position(epoch, sequence)?;
+        self.core.reload(partition, position, chunk_entries(&entries)).map_err(refused)
+    }
+
+    fn unload(&self, partition: u32) {
+        self.core.unload(partition);
     }
 
     fn limit_transfers(&self, bytes_per_s: u64) {

@@ -13,6 +13,7 @@ from spacegrid.errors import SpaceGridError
 from spacegrid.machine.acceptance import Choice, How, copies_on_disk
 from spacegrid.machine.draft import Nodes
 from spacegrid.machine.table import PartitionEntry, State
+from spacegrid.node.reload import reload
 from spacegrid.v1 import admin_pb2, admin_pb2_grpc
 
 if TYPE_CHECKING:
@@ -181,6 +182,15 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 admin_pb2.AcceptReply.Refused(partition=partition, reason=reason)
                 for partition, reason in sorted(refused.items())
             ],
+        )
+
+    async def Reload(self, request: admin_pb2.ReloadRequest, context: Any) -> admin_pb2.ReloadReply:
+        """Fill partitions that nobody serves again from the shared sink, on this node."""
+        await self._known(context)
+        if not self._daemon.serving:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this node is not ready yet")
+        return await reload(
+            self._daemon, {seen.partition: seen.version for seen in request.partitions}
         )
 
     async def Flush(self, request: admin_pb2.FlushRequest, context: Any) -> admin_pb2.FlushReply:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from spacegrid.machine.acceptance import Choice, How
 from spacegrid.node.servers.caller import require_name
 from spacegrid.transport.channel import PROTOCOL_VERSION
 from spacegrid.v1 import peers_pb2, peers_pb2_grpc
@@ -58,6 +59,29 @@ class PeersService(peers_pb2_grpc.PeersServicer):
         await self._check(request.hello, context)
         accepted = self._daemon.controller.take_drain(request.hello.incarnation)
         return peers_pb2.DrainReply(accepted=accepted)
+
+    async def Reloaded(
+        self, request: peers_pb2.ReloadedRequest, context: Any
+    ) -> peers_pb2.ReloadedReply:
+        """Let partitions begin again from what the sender has read out of the shared sink."""
+        await self._check(request.hello, context)
+        controller = self._daemon.controller
+        if not controller.active:
+            return peers_pb2.ReloadedReply(accepted=False)
+        copy = request.hello.incarnation
+        refused = controller.take_acceptance(
+            [
+                Choice(item.partition, item.version, How.RELOADED, copy, item.epoch)
+                for item in request.partitions
+            ]
+        )
+        return peers_pb2.ReloadedReply(
+            accepted=True,
+            refused=[
+                peers_pb2.ReloadedReply.Refused(partition=partition, reason=reason)
+                for partition, reason in refused.items()
+            ],
+        )
 
     async def _check(
         self, hello: peers_pb2.PeerHello, context: Any, *, serving: bool = True

@@ -13,6 +13,7 @@ mod follower;
 mod heart;
 mod join;
 mod lease;
+mod load;
 mod memory;
 mod node;
 pub mod number;

@@ -313,6 +313,28 @@ impl Node {
         partition.load(position, entries, streams)
     }
 
+    /// Give what a sink has of a partition that nobody serves.
+    pub fn reload<'a>(
+        &self,
+        index: u32,
+        position: Position,
+        entries: impl Iterator<Item = ChunkEntry<'a>>,
+    ) -> Result<()> {
+        check_size("the epoch", position.epoch as usize, EPOCH_MAX as usize)?;
+        check_size("the sequence", position.sequence as usize, SEQUENCE_MAX as usize)?;
+        let Some(mut partition) = self.partition(index) else {
+            return Err(crate::CoreError::Invalid { what: "the partition", value: index.into() });
+        };
+        partition.reload(position, entries)
+    }
+
+    /// Forget what was reloaded of a partition, unless the table has taken it on.
+    pub fn unload(&self, index: u32) {
+        if let Some(mut partition) = self.partition(index) {
+            partition.unload();
+        }
+    }
+
     /// Refuse new requests everywhere; what is appended still commits.
     pub fn stop_all(&self) {
         self.settings.stopping.store(true, Ordering::Relaxed);

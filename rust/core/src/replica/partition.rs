@@ -113,7 +113,9 @@ pub struct Partition {
     /// Version of the table entry with which a hand-over was reported.
     pub(super) handover_asked: u64,
     /// It was loaded from disk, and no table of a new epoch has been seen since.
-    from_disk: bool,
+    pub(super) from_disk: bool,
+    /// It came out of a sink while nobody served it, and the table has not named it yet.
+    pub(super) reloaded: bool,
     pub(super) following: super::backup::Following,
     /// How old its answers to stale reads are.
     pub(super) fresh: super::stale::Freshness,
@@ -163,6 +165,7 @@ impl Partition {
             counted: 0,
             handover_asked: 0,
             from_disk: false,
+            reloaded: false,
             following: super::backup::Following::default(),
             fresh: super::stale::Freshness::default(),
             dirty: false,
@@ -245,7 +248,7 @@ impl Partition {
         if waits {
             return;
         }
-        self.from_disk = false;
+        (self.from_disk, self.reloaded) = (false, false);
         self.role = role;
         match role {
             Role::Primary if before == Role::Primary && !new_epoch => {
@@ -335,44 +338,6 @@ impl Partition {
         self.overlay.clear();
         self.following = super::backup::Following::default();
         self.fresh = super::stale::Freshness::default();
-    }
-
-    /// Take in entries of a copy from disk; it is dormant until the table names it.
-    pub fn load<'a>(
-        &mut self,
-        position: Position,
-        entries: impl Iterator<Item = crate::frame::peer::ChunkEntry<'a>>,
-        streams: &[u8],
-    ) -> crate::Result<()> {
-        if self.entry.is_some() || !matches!(self.role, Role::None | Role::Dormant) {
-            return Err(crate::CoreError::Invalid {
-                what: "loading a partition that is in use",
-                value: u64::from(self.index),
-            });
-        }
-        if self.role == Role::None {
-            self.wipe(position);
-            self.role = Role::Dormant;
-            self.from_disk = true;
-        }
-        for entry in entries {
-            if let Some(value) = entry.value {
-                let crate::frame::peer::ChunkEntry {
-                    map,
-                    schema,
-                    key,
-                    codec,
-                    version,
-                    expires_at_ms,
-                    ..
-                } = entry;
-                self.store.put(map, schema, key, value, codec, version, expires_at_ms);
-            }
-        }
-        self.streams.import(streams)?;
-        // They were read after the position was: what is behind it never happened here.
-        self.streams.cut_after(position.sequence);
-        Ok(())
     }
 
     /// Why a request cannot be served here: status and version of the refusal.

@@ -1,0 +1,91 @@
+"""Reading the SQLite sink back: rows of partitions that nobody serves, and how far they are.
+
+Who calls: `spacegrid.sink.sqlite`, inside a transaction of its own, so that all is of one moment.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from spacegrid import _core
+from spacegrid.errors import SerializationError, SinkError, TooLarge
+from spacegrid.sink.base import ReadBack
+from spacegrid.sink.checkpoint import OwnerRow, decode_marks, refuse_foreign
+from spacegrid.sink.sqlite_schema import SqlTable
+
+__all__ = ["Reader"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What has to be known of a database to read it back.
+
+    Attributes:
+        name: Of the sink, for messages.
+        life: This cluster's id.
+        partition_count: This cluster's partitions.
+        tables: Map name to its table.
+    """
+
+    name: str
+    life: str
+    partition_count: int
+    tables: Mapping[str, SqlTable]
+
+    def read(self, database: sqlite3.Connection, partitions: Sequence[int]) -> dict[int, ReadBack]:
+        """What the tables hold of these partitions; see `SharedSink.read_back`.
+
+        Cost: one pass over all rows of all tables.
+        """
+        found = self._positions(database, partitions)
+        for name, table in self.tables.items():
+            self._rows(database, name, table, found)
+        for partition, count in database.execute(
+            "SELECT partition, COUNT(*) FROM spacegrid_held_keys GROUP BY partition"
+        ):
+            if partition in found:
+                found[partition].held_keys = count
+        return found
+
+    def _positions(
+        self, database: sqlite3.Connection, partitions: Sequence[int]
+    ) -> dict[int, ReadBack]:
+        rows = database.execute(
+            "SELECT life, partition_count, owner, rev, partitions FROM spacegrid_checkpoint"
+        ).fetchall()
+        # Somebody may have put another database in the place of the one that was opened.
+        refuse_foreign(self.name, self.life, self.partition_count, [row[:2] for row in rows])
+        owners = [OwnerRow(row[2], row[3], decode_marks(row[4])) for row in rows]
+        found: dict[int, ReadBack] = {}
+        for partition in partitions:
+            marks = [row.marks[partition] for row in owners if partition in row.marks]
+            if marks:
+                epoch = max(epoch for epoch, _ in marks)
+                found[partition] = ReadBack(epoch, max(position for _, position in marks))
+        return found
+
+    def _rows(
+        self,
+        database: sqlite3.Connection,
+        name: str,
+        table: SqlTable,
+        found: Mapping[int, ReadBack],
+    ) -> None:
+        made = table.table
+        width = len(made.keys)
+        for row in database.execute(table.select_rows):
+            key = made.stored_key(row[:width])
+            if key is None:
+                continue
+            content = found.get(_core.partition_of(key, self.partition_count))
+            if content is None:
+                continue
+            try:
+                value = made.stored_value(row[width:])
+            except (SerializationError, TooLarge) as error:
+                raise SinkError(
+                    f"{self.name}: row {row[:width]} can't be read back: {error}", sink=self.name
+                ) from error
+            content.entries.append((name, made.schema, key, value, made.codec))
