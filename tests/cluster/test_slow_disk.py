@@ -34,11 +34,8 @@ def shim(folder: Path, slow: Path) -> Path:
     """Compile the library; a C compiler is there wherever the core was compiled."""
     source, library = folder / "shim.c", folder / "shim.so"
     source.write_text(SHIM)
-    subprocess.run(
-        ["cc", "-shared", "-fPIC", f'-DSLOW="{slow}"', f"-DDELAY_US={int(SYNC_S * 1e6)}"]
-        + ["-o", str(library), str(source), "-ldl"],
-        check=True,
-    )
+    options = ["-shared", "-fPIC", f'-DSLOW="{slow}"', f"-DDELAY_US={int(SYNC_S * 1e6)}"]
+    subprocess.run(["cc", *options, "-o", str(library), str(source), "-ldl"], check=True)
     return library
 
 
