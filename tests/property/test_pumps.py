@@ -14,6 +14,7 @@ from fake_grid import MAPS, ORDERS, SECRET, STOCK, FakeGrid, FakeNode, Raw, Stoc
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from lmdb_reader import stored, truth
 from pump_support import Driven, rows, sql_equals
 from spacegrid.sink.lmdb import LmdbSink
 from spacegrid.sink.sqlite import SqliteSink
@@ -205,8 +206,6 @@ class PumpMachine(RuleBasedStateMachine):
         return read
 
     def _local_equals(self, owner: Owner) -> None:
-        from test_lmdb import stored, truth
-
         here = [role[0] for role in owner.node.roles()]
         owner.local.sink.close()
         expected = truth(self.grid, *here)
@@ -253,8 +252,6 @@ def test_a_killed_pump_process_loses_and_repeats_nothing(tmp_path: Path, seed: i
     from pump_process import history
 
     sql_equals(tmp_path / "sink.db", history(seed))
-    from test_lmdb import stored, truth
-
     assert stored(tmp_path / "lmdb") == truth(history(seed), 0, 1, 2, 3)
 
 

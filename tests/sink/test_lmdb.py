@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import struct
 import subprocess
 import sys
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
-import lmdb
 import pytest
 from fake_grid import SECRET, STOCK, FakeGrid, Stock
+from lmdb_reader import stored, truth
 from pump_support import part_of
 from spacegrid.errors import ForkedProcess, SinkMismatch, SinkUnavailable
 from spacegrid.sink import lmdb as lmdb_sink
@@ -41,36 +39,6 @@ def test_files_are_their_owners_alone(make_sink) -> None:
     sink.open()
     for name in ("data.mdb", "lock.mdb"):
         assert (sink.folder / name).stat().st_mode & 0o777 == 0o600, name
-
-
-def stored(folder: Path) -> dict[tuple[int, str, bytes], bytes]:
-    """Read a store by docs/LMDB.md, without the sink's own code."""
-    copy = folder.parent / "copy"  # one process opens a store once
-    shutil.rmtree(copy, ignore_errors=True)
-    copy.mkdir()
-    shutil.copy(folder / "data.mdb", copy)
-    environment = lmdb.open(str(copy), readonly=True, max_dbs=2)
-    entries = environment.open_db(b"entries", create=False)
-    found = {}
-    with environment.begin(db=entries) as reading:
-        for key, value in reading.cursor():
-            at = 2 if key[:2] == b"\xff\xff" else 0
-            partition = int.from_bytes(key[at : at + 2], "big")
-            name = key[at + 3 : at + 3 + key[at + 2]].decode()
-            crc, *_, size = struct.unpack_from("<IQQBIH", value)
-            assert crc == zlib.crc32(key + value[4:])
-            start = struct.calcsize("<IQQBIH")
-            found[partition, name, value[start : start + size]] = value[start + size :]
-    environment.close()
-    return found
-
-
-def truth(grid: FakeGrid, *partitions: int) -> dict[tuple[int, str, bytes], bytes]:
-    return {
-        (number, name, key): entry[3]
-        for number in partitions
-        for (name, key), entry in grid.partitions[number].tables.items()
-    }
 
 
 def fill(grid: FakeGrid, count: int = 50) -> None:

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 from fake_grid import ORDERS, STOCK, FakeGrid, FakeNode, Raw, Stock
+from lmdb_reader import stored, truth
 from pump_support import Driven, rows, sql_equals
 from spacegrid.errors import ConfigError, SinkError, SinkMismatch, SinkUnavailable
 from spacegrid.pump import Pump
@@ -309,8 +310,6 @@ def test_settings_that_make_no_sense_are_refused(grid, make_sink, tmp_path) -> N
 
 
 def test_each_copy_goes_to_its_own_disk_and_comes_back(grid, tmp_path) -> None:
-    from test_lmdb import stored, truth
-
     def sink() -> LmdbSink:
         return LmdbSink(tmp_path / "node", life="l", partition_count=4)
 
@@ -360,8 +359,6 @@ def test_an_empty_copy_is_on_disk_as_well(grid, tmp_path) -> None:
 
 
 def test_a_copy_that_left_and_came_back_between_two_looks_is_whole(grid, tmp_path) -> None:
-    from test_lmdb import stored, truth
-
     node = FakeNode(grid, 1)
     node.backups = {0, 1, 2, 3}
     fill(grid)
