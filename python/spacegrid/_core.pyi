@@ -834,9 +834,16 @@ class Client:
         """Partition -> slot (any small number of the caller's, 0..65,534) or -1. Everything that
         waits is due now."""
 
-    def get(self, map: int, key: bytes | str, waiter: object, timeout_ms: int) -> int:
+    def get(
+        self,
+        map: int,
+        key: bytes | str,
+        waiter: object,
+        timeout_ms: int,
+        confirmed: bool = False,
+    ) -> int:
         """Queue a get; returns its number. The deadline counts from the next take_frames() or
-        expire()."""
+        expire(). `confirmed`: answered once the copies have confirmed the primary."""
 
     def get_entry(self, map: int, key: bytes | str, waiter: object, timeout_ms: int) -> int:
         """As get(), but on_frame_futures() always returns its completion: the caller wants the
@@ -903,7 +910,12 @@ class Client:
         """Queue one page of a partition's entries; cursor b"" = from the start."""
 
     def get_many(
-        self, map: int, keys: Sequence[bytes | str], waiter: object, timeout_ms: int
+        self,
+        map: int,
+        keys: Sequence[bytes | str],
+        waiter: object,
+        timeout_ms: int,
+        confirmed: bool = False,
     ) -> int:
         """Queue all keys under one waiter; returns the first number. ValueError when `keys` is
         empty."""

@@ -262,7 +262,10 @@ class PartitionUnavailable(AvailabilityError):
 
 
 class NotEnoughCopies(AvailabilityError):
-    """A write was refused, surely not applied: fewer copies are alive than the cluster demands."""
+    """A write was refused, surely not applied: fewer copies are alive than the cluster demands.
+
+    Or a confirmed read, since there are too few to confirm it.
+    """
 
     code = "not_enough_copies"
     retryable = True

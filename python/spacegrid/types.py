@@ -52,6 +52,7 @@ __all__ = [
     "PRIMARY",
     "Durability",
     "Entry",
+    "FromPrimary",
     "HandlerSpec",
     "KeyCodec",
     "Map",
@@ -101,7 +102,10 @@ Durability: TypeAlias = Literal["replicated", "persisted"]
 """When a write is answered: held by the copies in memory, or fsynced on their disks as well."""
 
 
-ReadFrom: TypeAlias = Literal["primary", "stale"]
+FromPrimary: TypeAlias = Literal["primary", "confirmed"]
+"""Who answers a read: the primary under its lease, or once the other copies have confirmed it."""
+
+ReadFrom: TypeAlias = FromPrimary | Literal["stale"]
 """Who answers a read: the primary, or any complete copy by itself."""
 
 PRIMARY: Final = "primary"

@@ -32,6 +32,7 @@ from spacegrid.types import (
     PRIMARY,
     Durability,
     Entry,
+    FromPrimary,
     Map,
     ReadFrom,
     Stale,
@@ -96,7 +97,11 @@ class AsyncMap(Generic[K, V]):
 
     @overload
     def get(
-        self, key: K, *, timeout: Duration | None = None, read: Literal["primary"] = "primary"
+        self,
+        key: K,
+        *,
+        timeout: Duration | None = None,
+        read: FromPrimary = "primary",
     ) -> asyncio.Future[V | None]: ...
     @overload
     def get(
@@ -105,7 +110,7 @@ class AsyncMap(Generic[K, V]):
         default: D,
         *,
         timeout: Duration | None = None,
-        read: Literal["primary"] = "primary",
+        read: FromPrimary = "primary",
     ) -> asyncio.Future[V | D]: ...
     @overload
     def get(
@@ -131,8 +136,10 @@ class AsyncMap(Generic[K, V]):
             key: The key.
             default: Stands for a miss.
             timeout: Seconds.
-            read: ``"primary"`` sees every acknowledged write; ``"stale"`` asks any complete copy,
-                with or without a primary, for a `Stale`, which says how old it may be.
+            read: ``"primary"`` sees every acknowledged write, as sure as leases are;
+                ``"confirmed"`` as well where a clock stands still, for a round trip between nodes;
+                ``"stale"`` asks any complete copy, with or without a primary, for a `Stale`, which
+                says how old it may be.
             max_age: Seconds that a stale read may be behind; 10 when None.
 
         Returns:
@@ -178,7 +185,7 @@ class AsyncMap(Generic[K, V]):
         reply: Reply[Any] = Reply(
             session.loop, None if default is None else lambda value: _or_else(value, default)
         )
-        self._queue(session.core.get, self._key(key), reply, timeout_ms)
+        self._queue(session.core.get, self._key(key), reply, timeout_ms, read == "confirmed")
         return reply
 
     def get_entry(
@@ -408,7 +415,7 @@ class AsyncMap(Generic[K, V]):
         keys: Iterable[K],
         *,
         timeout: Duration | None = None,
-        read: Literal["primary"] = "primary",
+        read: FromPrimary = "primary",
     ) -> asyncio.Future[dict[K, V]]: ...
     @overload
     def get_many(
@@ -454,7 +461,9 @@ class AsyncMap(Generic[K, V]):
         reply = ManyReply(self._session.loop, listed, convert, one)
         timeout_ms = self._begin(timeout)
         if listed:
-            self._queue(self._session.core.get_many, self._keys(listed), reply, timeout_ms)
+            confirmed = read == "confirmed"
+            packed = self._keys(listed)
+            self._queue(self._session.core.get_many, packed, reply, timeout_ms, confirmed)
         else:
             reply.set_result([])
         return reply

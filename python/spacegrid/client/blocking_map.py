@@ -28,6 +28,7 @@ from spacegrid.types import (
     PRIMARY,
     Durability,
     Entry,
+    FromPrimary,
     Map,
     ReadFrom,
     Stale,
@@ -77,7 +78,11 @@ class BlockingMap(Generic[K, V]):
 
     @overload
     def get(
-        self, key: K, *, timeout: Duration | None = None, read: Literal["primary"] = "primary"
+        self,
+        key: K,
+        *,
+        timeout: Duration | None = None,
+        read: FromPrimary = "primary",
     ) -> V | None: ...
     @overload
     def get(
@@ -86,7 +91,7 @@ class BlockingMap(Generic[K, V]):
         default: D,
         *,
         timeout: Duration | None = None,
-        read: Literal["primary"] = "primary",
+        read: FromPrimary = "primary",
     ) -> V | D: ...
     @overload
     def get(
@@ -112,8 +117,10 @@ class BlockingMap(Generic[K, V]):
             key: The key.
             default: Stands for a miss.
             timeout: Seconds.
-            read: ``"primary"`` sees every acknowledged write; ``"stale"`` asks any complete copy,
-                with or without a primary, for a `Stale`, which says how old it may be.
+            read: ``"primary"`` sees every acknowledged write, as sure as leases are;
+                ``"confirmed"`` as well where a clock stands still, for a round trip between nodes;
+                ``"stale"`` asks any complete copy, with or without a primary, for a `Stale`, which
+                says how old it may be.
             max_age: Seconds that a stale read may be behind; 10 when None.
 
         Raises:
@@ -128,7 +135,8 @@ class BlockingMap(Generic[K, V]):
                 raise self._session.failure(waiter)
             values = self.spec.value_codec
             return read_stale(values, waiter.value, waiter.version, waiter.codec)
-        waiter = self._session.run(core.get, self._index, (self._key(key),), timeout)
+        options = (read == "confirmed",)
+        waiter = self._session.run(core.get, self._index, (self._key(key),), timeout, options)
         if waiter.status == Status.MISS:
             return default
         if waiter.status != Status.OK:
@@ -347,7 +355,7 @@ class BlockingMap(Generic[K, V]):
         keys: Iterable[K],
         *,
         timeout: Duration | None = None,
-        read: Literal["primary"] = "primary",
+        read: FromPrimary = "primary",
     ) -> dict[K, V]: ...
     @overload
     def get_many(
@@ -387,7 +395,8 @@ class BlockingMap(Generic[K, V]):
         core = self._session.core
         if age_ms is not None:
             return self._get_many_stale(listed, timeout, age_ms)
-        waiter = self._session.run(core.get_many, self._index, (self._keys(listed),), timeout)
+        arguments, options = (self._keys(listed),), (read == "confirmed",)
+        waiter = self._session.run(core.get_many, self._index, arguments, timeout, options)
 
         decode = self.spec.value_codec.decode
         if waiter.status == Status.OK and not any(type(v) is tuple for v in waiter.value):
@@ -608,7 +617,11 @@ class LocalMap(BlockingMap[K, V]):
 
     @overload
     def get(
-        self, key: K, *, timeout: Duration | None = None, read: Literal["primary"] = "primary"
+        self,
+        key: K,
+        *,
+        timeout: Duration | None = None,
+        read: FromPrimary = "primary",
     ) -> V | None: ...
     @overload
     def get(
@@ -617,7 +630,7 @@ class LocalMap(BlockingMap[K, V]):
         default: D,
         *,
         timeout: Duration | None = None,
-        read: Literal["primary"] = "primary",
+        read: FromPrimary = "primary",
     ) -> V | D: ...
     @overload
     def get(

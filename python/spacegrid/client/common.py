@@ -133,12 +133,12 @@ def stale_age_ms(read: str, default: object, max_age: Duration | None) -> int | 
     Raises:
         ConfigError: There is no such way to read, or an option does not go with it.
     """
-    if read == PRIMARY:
+    if read in (PRIMARY, "confirmed"):
         if max_age is not None:
             raise errors.ConfigError("max_age goes with read='stale' only")
         return None
     if read != "stale":
-        raise errors.ConfigError(f"read is {read!r}, must be 'primary' or 'stale'")
+        raise errors.ConfigError(f"read is {read!r}, must be 'primary', 'confirmed' or 'stale'")
     if default is not None:
         raise errors.ConfigError(
             "a stale read takes no default\nhint: its value is None where there is no entry"

@@ -57,7 +57,7 @@ _TEXT: Final[dict[int, tuple[type[errors.SpaceGridError], str]]] = {
     ),
     Status.NOT_ENOUGH_COPIES: (
         errors.NotEnoughCopies,
-        "write refused: fewer copies are alive than the cluster demands\n"
+        "refused: fewer copies are alive than the cluster demands\n"
         "hint: start another node, or run a lone node with --copies 1",
     ),
     Status.BACKPRESSURE: (errors.Backpressure, "the log is full: a sink or a backup is behind"),

@@ -39,8 +39,8 @@ use self::open::OpenNumbers;
 use self::window::{Pending, State, Window};
 use crate::error::{CoreError, Result};
 use crate::frame::request::{
-    CODEC_BYTES, FLAG_IF_ABSENT, FLAG_PERSISTED, FLAG_STALE, FLAG_TOKEN, FLAG_TTL, FLAG_VERSION,
-    Head, Parts, check_parts, encode_operation,
+    CODEC_BYTES, FLAG_CONFIRMED, FLAG_IF_ABSENT, FLAG_PERSISTED, FLAG_STALE, FLAG_TOKEN, FLAG_TTL,
+    FLAG_VERSION, Head, Parts, check_parts, encode_operation,
 };
 use crate::frame::request::{Chain, Opcode, Token};
 use crate::key::partition_of;
@@ -71,7 +71,7 @@ pub const TIMEOUT: u8 = 255;
 pub struct Request<'a> {
     /// What to do.
     pub opcode: Opcode,
-    /// [`FLAG_IF_ABSENT`], [`FLAG_STALE`] or 0: the other flags follow from the parts.
+    /// [`FLAG_IF_ABSENT`], [`FLAG_STALE`], [`FLAG_CONFIRMED`] or 0: the others follow from the parts.
     pub flags: u8,
     /// Index given by [`Client::map`].
     pub map: u16,
@@ -121,6 +121,13 @@ impl<'a> Request<'a> {
         self
     }
 
+    /// Answered once the copies have confirmed the primary.
+    #[must_use]
+    pub fn confirmed(mut self, confirmed: bool) -> Self {
+        self.flags = if confirmed { FLAG_CONFIRMED } else { 0 };
+        self
+    }
+
     /// Only where there is nothing.
     #[must_use]
     pub fn if_absent(mut self, if_absent: bool) -> Self {
@@ -133,7 +140,7 @@ impl<'a> Request<'a> {
         let ttl = u8::from(self.parts.ttl_ms > 0) * FLAG_TTL;
         let version = u8::from(self.expected.is_some()) * FLAG_VERSION;
         let token = u8::from(self.parts.token.is_some()) * FLAG_TOKEN;
-        (self.flags & (FLAG_IF_ABSENT | FLAG_STALE)) | ttl | version | token
+        (self.flags & (FLAG_IF_ABSENT | FLAG_STALE | FLAG_CONFIRMED)) | ttl | version | token
     }
 }
 

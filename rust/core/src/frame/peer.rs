@@ -26,6 +26,8 @@ const CHUNK: u8 = 4;
 const CHUNK_ACK: u8 = 5;
 const COPY_STATE: u8 = 6;
 const PERSIST: u8 = 7;
+const CONFIRM: u8 = 8;
+const CONFIRMED: u8 = 9;
 const STATE_DISK: u8 = 1;
 const STATE_FULL: u8 = 2;
 
@@ -90,6 +92,16 @@ pub enum Message<'a> {
     Persist {
         /// Sequence.
         sequence: u64,
+    },
+    /// Does the copy follow this primary?
+    Confirm {
+        /// Number of the question.
+        round: u64,
+    },
+    /// It did when it heard the question.
+    Confirmed {
+        /// Number of the question.
+        round: u64,
     },
 }
 
@@ -208,6 +220,8 @@ fn read_message<'a>(reader: &mut Reader<'a>) -> Result<(Header, Message<'a>)> {
         CHUNK_ACK => Message::ChunkAck { index: reader.u32("the chunk's index")? },
         COPY_STATE => Message::CopyState(read_copy_state(reader)?),
         PERSIST => Message::Persist { sequence: sequence(reader)? },
+        CONFIRM => Message::Confirm { round: reader.u64("a round")? },
+        CONFIRMED => Message::Confirmed { round: reader.u64("a round")? },
         _ => return Err(CoreError::Invalid { what: "the message kind", value: u64::from(kind) }),
     };
     Ok((header, message))
@@ -382,6 +396,18 @@ impl PeerWriter {
     pub fn persist(&mut self, header: Header, sequence: u64) {
         self.begin(PERSIST, header, 64);
         self.frame.extend_from_slice(&sequence.to_le_bytes());
+    }
+
+    /// Ask whether the copy follows this primary.
+    pub fn confirm(&mut self, header: Header, round: u64) {
+        self.begin(CONFIRM, header, 64);
+        self.frame.extend_from_slice(&round.to_le_bytes());
+    }
+
+    /// Say that this copy follows the primary.
+    pub fn confirmed(&mut self, header: Header, round: u64) {
+        self.begin(CONFIRMED, header, 64);
+        self.frame.extend_from_slice(&round.to_le_bytes());
     }
 
     /// The finished frames, in sending order.

@@ -43,6 +43,8 @@ pub struct Following {
     pub(super) persist_told: u64,
     /// The primary was told that this node's memory is full, and how large the tables are.
     pub(super) told_full: Option<u64>,
+    /// The primary asked in this round whether this copy follows it.
+    pub(super) confirm: Option<u64>,
     /// The primary is to be told how this copy is.
     pub(super) state_due: bool,
 }
@@ -72,6 +74,7 @@ impl Partition {
             }
         }
         if new_epoch || !follower {
+            self.following.confirm = None;
             self.following.verified = self.commit;
             // A new primary begins the snapshot again.
             self.following.next_chunk = 0;
@@ -246,6 +249,9 @@ impl Partition {
         }
         if let Some(index) = self.following.chunk_ack.take() {
             writer.chunk_ack(header, index);
+        }
+        if let Some(round) = self.following.confirm.take() {
+            writer.confirmed(header, round);
         }
         if std::mem::take(&mut self.following.state_due) {
             let state = self.copy_state();

@@ -29,6 +29,7 @@ impl Partition {
             assert!(self.followers.is_empty(), "followers without a primary");
             assert!(self.waiting.is_empty() && self.keys.is_empty(), "answers without a primary");
             assert!(self.unpersisted.is_empty(), "answers without a primary");
+            assert!(self.confirming.is_empty(), "answers without a primary");
             return;
         }
         let uncommitted = self.log.iter_from(self.commit + 1);

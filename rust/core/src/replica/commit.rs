@@ -80,6 +80,7 @@ impl Partition {
         self.want_changes(false, out);
         self.try_commit(out);
         self.settle_persisted(out);
+        self.settle_confirmed(out);
         self.trim_log();
         self.mark_dirty(out);
     }
@@ -215,6 +216,7 @@ impl Partition {
         }
         self.followers = followers;
         self.emit_persist(links);
+        self.emit_confirm(links);
     }
 
     /// The link to a copy is fresh: everything not acknowledged goes again.

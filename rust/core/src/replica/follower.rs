@@ -74,6 +74,8 @@ pub struct Follower {
     pub disk: Option<bool>,
     /// Its memory is full; it had its tables of this partition at so many bytes when it said so.
     pub full_at: Option<u64>,
+    /// Round that it has confirmed last, see `confirm`.
+    pub confirmed: u64,
     /// Sequence up to which it was asked to persist.
     pub persist_asked: u64,
     /// When it was asked last, as far as asking again goes.
@@ -107,6 +109,7 @@ impl Follower {
             persisted: 0,
             disk: None,
             full_at: None,
+            confirmed: 0,
             persist_asked: 0,
             persist_asked_ms: now_ms,
             persist_due: false,
@@ -122,9 +125,10 @@ impl Follower {
         self.kind != Kind::Joining || (self.asked && !planted(Bug::AskedCopyDoesNotCount))
     }
 
-    /// Take note of time: whether it counts, owes an acknowledgement and has given none for too long.
-    pub fn is_silent(&mut self, last: u64, now_ms: u64) -> bool {
-        if !self.counts() || self.acked >= last {
+    /// Take note of time: whether it counts, owes an acknowledgement, or its word in a round, and has
+    /// given none for too long.
+    pub fn is_silent(&mut self, last: u64, round: u64, now_ms: u64) -> bool {
+        if !self.counts() || (self.acked >= last && self.confirmed >= round) {
             self.owes_since_ms = 0;
         } else if self.owes_since_ms == 0 {
             self.owes_since_ms = now_ms;

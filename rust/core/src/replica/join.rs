@@ -151,9 +151,9 @@ impl Partition {
     /// table says otherwise.
     pub(super) fn want_shrink(&mut self, now_ms: u64, out: &mut Out) {
         let Some(entry) = &self.entry else { return };
-        let last = self.log.last().sequence;
+        let (last, round) = (self.log.last().sequence, self.confirming.owed());
         for follower in &mut self.followers {
-            if follower.is_silent(last, now_ms) {
+            if follower.is_silent(last, round, now_ms) {
                 out.changes.push(ChangeWanted {
                     partition: self.index,
                     epoch: entry.epoch,

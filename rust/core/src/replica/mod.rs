@@ -7,6 +7,7 @@
 mod backup;
 mod check;
 mod commit;
+mod confirm;
 mod cursor;
 mod effects;
 mod follower;

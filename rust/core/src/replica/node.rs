@@ -416,6 +416,8 @@ impl Node {
                     partition.on_copy_state(copy, header, state, now_ms, out);
                 }
                 Message::Persist { sequence } => partition.on_persist(copy, header, sequence, out),
+                Message::Confirm { round } => partition.on_confirm(copy, header, round, out),
+                Message::Confirmed { round } => partition.on_confirmed(copy, header, round, out),
             }
         }
         self.finish(out);
@@ -642,6 +644,7 @@ impl Partition {
             }
             self.tick_followers(now_ms, out);
             self.tick_persist(now_ms, out);
+            self.tick_confirm(now_ms, out);
             if repeat {
                 self.want_shrink(now_ms, out);
                 self.want_changes(true, out);

@@ -98,6 +98,8 @@ pub struct Partition {
     pub(super) waiting: VecDeque<(u64, Waiting)>,
     /// Answers whose records are committed and not yet on every disk, in order of the sequence.
     pub(super) unpersisted: VecDeque<(u64, Origin, Answer)>,
+    /// Reads that wait until the copies have confirmed this primary.
+    pub(super) confirming: super::confirm::Confirming,
     /// This node's own disk has the records up to this sequence.
     pub(super) persisted: u64,
     pub(super) keys: KeyQueues,
@@ -156,6 +158,7 @@ impl Partition {
             promised: 0,
             waiting: VecDeque::new(),
             unpersisted: VecDeque::new(),
+            confirming: super::confirm::Confirming::default(),
             persisted: 0,
             keys: KeyQueues::default(),
             followers: Vec::new(),
@@ -308,6 +311,7 @@ impl Partition {
             }
         }
         self.drop_unpersisted(out);
+        self.drop_unconfirmed(out);
         self.overlay.clear();
         self.end_promise(self.promised);
         self.cut_results(self.commit);

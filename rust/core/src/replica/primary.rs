@@ -14,7 +14,7 @@ use super::partition::{Partition, Waiting, apply_change};
 use super::request::{Answer, Origin, arguments_hash, record_token};
 use super::streams::{Kept, Verdict};
 use crate::frame::reply::{FLAG_RECORDED, status};
-use crate::frame::request::{CODEC_MSGPACK, FLAG_IF_ABSENT, FLAG_STALE};
+use crate::frame::request::{CODEC_MSGPACK, FLAG_CONFIRMED, FLAG_IF_ABSENT, FLAG_STALE};
 use crate::frame::scan::{PageBuilder, PageEntry};
 use crate::frame::{Opcode, Operation, Reply};
 use crate::key::routing_key;
@@ -152,7 +152,8 @@ impl Partition {
             version: current.version,
             value: if contains { &[] } else { current.value.unwrap_or_default() },
         };
-        if current.sequence == 0 || planted(Bug::DirtyRead) {
+        let confirmed = operation.flags & FLAG_CONFIRMED != 0;
+        if (current.sequence == 0 || planted(Bug::DirtyRead)) && !confirmed {
             out.reply(origin, &reply);
         } else {
             let answer = Answer {
@@ -163,7 +164,11 @@ impl Partition {
                 recorded: false,
             };
             let sequence = current.sequence;
-            self.answer_at(sequence, origin, answer, out);
+            if confirmed {
+                self.answer_confirmed(sequence, origin, answer, out);
+            } else {
+                self.answer_at(sequence, origin, answer, out);
+            }
         }
     }
 

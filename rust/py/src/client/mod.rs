@@ -122,14 +122,16 @@ impl PyClient {
         self.core.turn_away(slot, now_ms);
     }
 
+    #[pyo3(signature = (map, key, waiter, timeout_ms, confirmed=false))]
     fn get(
         &mut self,
         map: u16,
         key: &Bound<'_, PyAny>,
         waiter: Py<PyAny>,
         timeout_ms: u64,
+        confirmed: bool,
     ) -> PyResult<u64> {
-        let request = Request::new(Opcode::Get, map, key_bytes(key)?, &[]);
+        let request = Request::new(Opcode::Get, map, key_bytes(key)?, &[]).confirmed(confirmed);
         self.queue(&request, waiter, timeout_ms)
     }
 
@@ -276,14 +278,17 @@ impl PyClient {
         self.queue(&request, waiter, timeout_ms)
     }
 
+    #[pyo3(signature = (map, keys, waiter, timeout_ms, confirmed=false))]
     fn get_many(
         &mut self,
         map: u16,
         keys: Vec<Bound<'_, PyAny>>,
         waiter: Py<PyAny>,
         timeout_ms: u64,
+        confirmed: bool,
     ) -> PyResult<u64> {
-        let request = |key| Ok(Request::new(Opcode::Get, map, key_bytes(key)?, &[]));
+        let request =
+            |key| Ok(Request::new(Opcode::Get, map, key_bytes(key)?, &[]).confirmed(confirmed));
         self.queue_many(keys.iter().map(request), waiter, timeout_ms, false)
     }
 

@@ -38,6 +38,9 @@ pub const FLAG_PERSISTED: u8 = 16;
 /// Flag: any complete copy answers, from what it knows to be committed; the value is the age in ms that
 /// is put up with (8 bytes). Gets only.
 pub const FLAG_STALE: u8 = 64;
+/// Flag: the primary answers once the copies have confirmed that it still is. Gets only, not together
+/// with [`FLAG_STALE`].
+pub const FLAG_CONFIRMED: u8 = 128;
 /// Values that are bytes as the user gave them.
 pub const CODEC_BYTES: u8 = 0;
 /// Values that are msgpack.
@@ -114,7 +117,7 @@ impl Opcode {
             }
             Self::Delete => FLAG_VERSION | FLAG_TOKEN | FLAG_REPEAT | FLAG_PERSISTED,
             Self::Incr | Self::Invoke => FLAG_TOKEN | FLAG_REPEAT | FLAG_PERSISTED,
-            Self::Get => FLAG_STALE,
+            Self::Get => FLAG_STALE | FLAG_CONFIRMED,
             Self::Size | Self::Scan | Self::Contains => 0,
         }
     }
@@ -330,6 +333,8 @@ impl<'a> RequestFrame<'a> {
         require(flags & !opcode.flags() == 0, "an operation's flags", u64::from(flags))?;
         let both = FLAG_VERSION | FLAG_IF_ABSENT;
         require(flags & both != both, "an operation's flags", u64::from(flags))?;
+        let reads = FLAG_STALE | FLAG_CONFIRMED;
+        require(flags & reads != reads, "an operation's flags", u64::from(flags))?;
         let map_index = u16::from_le_bytes([head[2], head[3]]);
         let Some(&(map, schema)) = self.maps.get(usize::from(map_index)) else {
             return Err(CoreError::Invalid { what: "a map index", value: u64::from(map_index) });
