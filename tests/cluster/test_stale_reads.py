@@ -98,6 +98,12 @@ async def test_f28_a_backup_that_is_cut_off_tells_how_old_it_is_and_refuses_what
             await near.get(keys[0], timeout=1)
 
 
+def blocking_read(addresses: Iterable[str], keys: list[str]) -> list[int | None]:
+    with spacegrid.connect_sync(*addresses, timeout=20) as grid:
+        found = grid.map("stale", value=int).get_many(keys, read="stale")
+    return [one.value for one in found.values()]
+
+
 async def test_stale_reads_go_on_while_a_backup_hangs_and_when_it_is_back(stage: Stage) -> None:
     await stage.ready()
     leader = await asyncio.to_thread(stage.cluster.controller)
@@ -110,6 +116,8 @@ async def test_stale_reads_go_on_while_a_backup_hangs_and_when_it_is_back(stage:
     try:
         found = await where.get_many(keys, read="stale", timeout=20)
         assert [one.value for one in found.values()] == [1] * len(keys)
+        addresses = stage.cluster.addresses
+        assert await asyncio.to_thread(blocking_read, addresses, keys) == [1] * len(keys)
         acknowledged = await write(where, keys, 2)
     finally:
         stage.cluster.resume(name)

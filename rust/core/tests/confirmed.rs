@@ -204,6 +204,8 @@ fn a_word_that_is_due_when_the_primary_changes_is_given_to_nobody() {
     trio.table(2, entry(2, 3, &[2, 3]));
     trio.table(3, entry(2, 3, &[2, 3]));
     let new = trio.confirm(3);
+    // The new primary's question, of the same number, is lost.
+    trio.carry(3, &[1]);
     trio.carry(2, &[1, 3]);
     trio.carry(3, &[1]);
     trio.carry(1, &[]);
