@@ -1033,7 +1033,7 @@ class Heart:
     """
 
     def __new__(cls, held_ms: int) -> Self:
-        """A heart whose leases last `held_ms` from before their heartbeats left."""
+        """A heart whose leases last at most `held_ms` from before their heartbeats left."""
 
     def say(
         self, progress: Sequence[int], heard_term: int, registered_until_ms: int, now_ms: int
@@ -1058,9 +1058,17 @@ class Heart:
         """
 
     def answered(
-        self, nonce: int, granted: bool, revision: int, term: int, now_ms: int
+        self, nonce: int, lease_ms: int, revision: int, term: int, now_ms: int
     ) -> tuple[int, int] | None:
-        """Take an answer; the lease that counts now: (revision, end)."""
+        """Take an answer; the lease that counts now: (revision, end).
+
+        Args:
+            nonce: Of the heartbeat.
+            lease_ms: How long the lease lasts; 0: it is none.
+            revision: Of the table that the lease is for.
+            term: Under which the controller speaks; 0: it was none.
+            now_ms: Now.
+        """
 
     def applied(self, revision: int) -> tuple[int, int] | None:
         """A table is applied; the lease that waited for it and counts now: (revision, end)."""

@@ -78,7 +78,7 @@ class Heartbeats:
     def _answered(self, answer: HeartbeatAnswer) -> None:
         now_ms = self._process.boot_ms()
         self._take(
-            self.heart.answered(answer.nonce, answer.granted, answer.revision, answer.term, now_ms)
+            self.heart.answered(answer.nonce, answer.lease_ms, answer.revision, answer.term, now_ms)
         )
 
     def _take(self, lease: tuple[int, int] | None) -> None:

@@ -29,6 +29,8 @@ from spacegrid.machine.leases import (
     GRANTED_MS,
     HEARTBEAT_MS,
     HELD_MS,
+    REACH_MS,
+    waited_ms,
 )
 from spacegrid.machine.liveness import (
     FORGIVEN_MS,
@@ -77,6 +79,22 @@ def test_a_reading_of_another_term_or_of_too_long_ago_confirms_nothing() -> None
     term.read(CONFIRM_MS + AUTHORITY_MS)
     term.confirmed(TermConfirmed(late.number, ControllerChanged(1, TERM)))
     assert not term.is_good(CONFIRM_MS + AUTHORITY_MS)
+
+
+def test_no_lease_reaches_further_from_the_reading_than_a_follower_waits() -> None:
+    term = HeldTerm()
+    term.begin(TERM, 1_000)
+    assert term.lease_ms(1_000) <= REACH_MS - AUTHORITY_MS, "nothing was read yet"
+    (reading,) = term.read(1_000)
+    term.confirmed(TermConfirmed(reading.number, ControllerChanged(1, TERM)))
+    for age_ms in range(AUTHORITY_MS):
+        lease_ms = term.lease_ms(1_000 + age_ms)
+        assert 0 < lease_ms <= HELD_MS
+        assert age_ms + lease_ms <= REACH_MS
+        # The clocks of giver and holder run slow by five in a hundred, the follower's fast by five.
+        assert (age_ms + lease_ms) / 0.95 <= FRESH_WAIT_MS / 1.05
+        assert lease_ms / 0.95 <= waited_ms(lease_ms) / 1.05
+    assert term.lease_ms(1_000) == HELD_MS
 
 
 # ---- standing ----
@@ -172,8 +190,10 @@ def test_a_counter_that_stands_still_shows_a_loop_that_is_stuck(
 def test_a_fresh_controller_believes_that_everyone_has_a_lease_of_the_one_before() -> None:
     liveness = looked(1, 2)
     assert liveness.answers_until_ms(2) == FRESH_WAIT_MS
-    liveness.grant(2, 1_000)
+    liveness.grant(2, HELD_MS, 1_000)
     assert liveness.answers_until_ms(2) == 1_000 + GRANTED_MS
+    liveness.grant(2, 200, 1_100)
+    assert liveness.answers_until_ms(2) == 1_000 + GRANTED_MS, "the longer one is still good"
     liveness.set_registrations(nodes(1), 1_000)
     assert liveness.answers_until_ms(2) == 0, "it has ended"
 
@@ -242,10 +262,10 @@ def settled(*alive: int) -> Desk:
 
 def test_a_controller_grants_nothing_before_its_first_write_is_done() -> None:
     desk = Desk(1, 2, 3)
-    assert not desk.beat(2).granted
+    assert not desk.beat(2).lease_ms
     assert desk.accept().entries == (), "it only makes the table known"
     answer = desk.beat(2)
-    assert (answer.granted, answer.term, answer.revision) == (True, TERM, 6)
+    assert (answer.lease_ms, answer.term, answer.revision) == (HELD_MS, TERM, 6)
 
 
 def test_a_controller_whose_term_is_not_confirmed_grants_nothing() -> None:
@@ -319,14 +339,14 @@ def test_who_is_being_deposed_gets_no_lease_until_nobody_doubts_the_write() -> N
     desk = settled(1, 2, 3)
     desk.run(desk.now_ms + GRANTED_MS, 1, 3)
     assert desk.writes.pop().entries[0].primary == 3
-    assert not desk.beat(2).granted, "the write is under way"
+    assert not desk.beat(2).lease_ms, "the write is under way"
     desk.handle(WriteRefused())
-    assert not desk.beat(2).granted, "it may have been done"
+    assert not desk.beat(2).lease_ms, "it may have been done"
     desk.handle(TableObserved(desk.table))
-    assert not desk.beat(2).granted, "it may still be done"
+    assert not desk.beat(2).lease_ms, "it may still be done"
     assert desk.writes, "a write at the same revision voids it"
     desk.accept()
-    assert desk.beat(2).granted
+    assert desk.beat(2).lease_ms
 
 
 def test_a_copy_that_its_primary_can_not_reach_is_removed_and_not_taken_in_at_once() -> None:

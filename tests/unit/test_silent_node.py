@@ -113,7 +113,7 @@ class Cluster:
         asked = []
         for entry in self.table.entries:
             age_ms = self.now_ms - self._changed_ms[entry.partition]
-            if entry.primary == sender and age_ms >= JOIN_MS and not age_ms % 100:
+            if entry.primary == sender and age_ms >= JOIN_MS and not (age_ms - JOIN_MS) % 100:
                 asked += self._wanted(entry, age_ms)
         return asked
 

@@ -45,6 +45,8 @@ __all__ = ["BlockingSession", "Waiter"]
 
 OPEN_PAUSE_S: Final = 0.05
 ROUTES_TIMEOUT_S: Final = 1.0
+ROUTES_SILENT_S: Final = 0.2
+"""The same for a node that has not answered lately."""
 REFRESH_DELAY_MS: Final = (5, 200)
 """First and longest pause between two questions for routes."""
 IDLE_MS: Final = 1000
@@ -302,7 +304,7 @@ class BlockingSession:
         """Whether to wait on for a node: not once others know that it owns nothing any more."""
         now_ms = monotonic_ms()
         with self._lock:
-            if now_ms - begun_ms < SILENT_MS:
+            if now_ms - begun_ms < SILENT_MS and address not in self._silent:
                 return True
             self._silent.add(address)
             ask = now_ms >= self._refresh_at_ms
@@ -347,8 +349,9 @@ class BlockingSession:
         for address in sorted(known, key=self._silent.__contains__):
             if best is not None and address in self._silent:
                 break
+            timeout_s = ROUTES_SILENT_S if address in self._silent else ROUTES_TIMEOUT_S
             try:
-                routes = self._transport.routes(address, ROUTES_TIMEOUT_S)
+                routes = self._transport.routes(address, timeout_s)
             except errors.SpaceGridError:
                 self._silent.add(address)
                 continue

@@ -304,9 +304,10 @@ class Controller:
             return [HeartbeatAnswer(event.copy, event.nonce)]
         if not self._may_grant(event.copy):
             return [HeartbeatAnswer(event.copy, event.nonce, self._term.number)]
-        self._liveness.grant(event.copy, now_ms)
+        lease_ms = self._term.lease_ms(now_ms)
+        self._liveness.grant(event.copy, lease_ms, now_ms)
         revision = self._table.revision if self._table is not None else 0
-        return [HeartbeatAnswer(event.copy, event.nonce, self._term.number, True, revision)]
+        return [HeartbeatAnswer(event.copy, event.nonce, self._term.number, lease_ms, revision)]
 
     def _may_grant(self, copy: int) -> bool:
         if not self._nodes.live & {copy} or copy in self._deposing:

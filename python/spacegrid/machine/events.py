@@ -275,14 +275,14 @@ class HeartbeatAnswer(msgspec.Struct, frozen=True):
         copy: Who sent it.
         nonce: Of the heartbeat.
         term: Under which this controller speaks; 0: its word is worth nothing now.
-        granted: Whether this is a lease.
+        lease_ms: How long the lease lasts from before the heartbeat left; 0: it is none.
         revision: Of the table that the lease names.
     """
 
     copy: int
     nonce: int
     term: int = 0
-    granted: bool = False
+    lease_ms: int = 0
     revision: int = 0
 
 

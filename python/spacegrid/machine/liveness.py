@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from spacegrid.machine.leases import FRESH_WAIT_MS, GRANTED_MS
+from spacegrid.machine.leases import FRESH_WAIT_MS, waited_ms
 from spacegrid.machine.table import Registration
 
 __all__ = ["FORGIVEN_MS", "LOOK_MS", "STEADY_MS", "STUCK_MS", "SUSPECT_MS", "Liveness"]
@@ -129,9 +129,10 @@ class Liveness:
                 heard.moved_ms = [min(now_ms, moved + lost_ms) for moved in heard.moved_ms]
         self._judge(now_ms)
 
-    def grant(self, copy: int, now_ms: int) -> None:
-        """A lease is given to a node."""
-        self._granted_ms[copy] = now_ms + GRANTED_MS
+    def grant(self, copy: int, lease_ms: int, now_ms: int) -> None:
+        """A lease is given to a node; one that it was given before may end later."""
+        until_ms = now_ms + waited_ms(lease_ms)
+        self._granted_ms[copy] = max(until_ms, self._granted_ms.get(copy, 0))
 
     def answers_until_ms(self, copy: int) -> int:
         """Until when that copy may answer, by a lease of this controller or the one before."""

@@ -108,7 +108,7 @@ class Heartbeats:
         answer = self._controller.take_heartbeat(me, nonce, tuple(progress), heard_term)
         self._take(
             self._heart.answered(
-                nonce, answer.granted, answer.revision, answer.term, clock.boottime_ms()
+                nonce, answer.lease_ms, answer.revision, answer.term, clock.boottime_ms()
             )
         )
 

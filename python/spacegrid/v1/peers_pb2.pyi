@@ -376,12 +376,12 @@ class HeartbeatReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NONCE_FIELD_NUMBER: _builtins.int
-    GRANTED_FIELD_NUMBER: _builtins.int
+    LEASE_MS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     TERM_FIELD_NUMBER: _builtins.int
     nonce: _builtins.int
-    granted: _builtins.bool
-    """True: a lease, counted from before the heartbeat was sent, once `revision` is applied. Only the controller gives it."""
+    lease_ms: _builtins.int
+    """Milliseconds of a lease, counted from before the heartbeat was sent, once `revision` is applied; 0: none. Only the controller gives it."""
     revision: _builtins.int
     term: _builtins.int
     """Under which the controller speaks."""
@@ -389,13 +389,13 @@ class HeartbeatReply(_message.Message):
         self,
         *,
         nonce: _builtins.int = ...,
-        granted: _builtins.bool = ...,
+        lease_ms: _builtins.int = ...,
         revision: _builtins.int = ...,
         term: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["granted", b"granted", "nonce", b"nonce", "revision", b"revision", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ms", b"lease_ms", "nonce", b"nonce", "revision", b"revision", "term", b"term"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -187,7 +187,7 @@ fn decode(mut message: Bytes) -> Result<Answer, Status> {
         if let Value::Number(value) = value {
             match number {
                 1 => answer.nonce = value,
-                2 => answer.granted = value != 0,
+                2 => answer.lease_ms = value,
                 3 => answer.revision = value,
                 4 => answer.term = value,
                 _ => {}
@@ -217,8 +217,9 @@ mod tests {
 
     #[test]
     fn an_answer_is_read_and_other_bytes_are_an_error() {
-        let answer = decode(Bytes::from_static(&[8, 0xac, 2, 0x10, 1, 0x18, 5, 0x20, 7])).unwrap();
-        assert_eq!(answer, Answer { nonce: 300, granted: true, revision: 5, term: 7 });
+        let answer =
+            decode(Bytes::from_static(&[8, 0xac, 2, 0x10, 200, 3, 0x18, 5, 0x20, 7])).unwrap();
+        assert_eq!(answer, Answer { nonce: 300, lease_ms: 456, revision: 5, term: 7 });
         assert_eq!(decode(Bytes::new()).unwrap(), Answer::default());
         for bytes in [&[8][..], &[0x0a, 9, 1], &[0xff; 11]] {
             assert!(decode(Bytes::from_static(bytes)).is_err(), "{bytes:?}");

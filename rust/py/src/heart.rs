@@ -36,12 +36,12 @@ impl Heart {
     fn answered(
         &self,
         nonce: u64,
-        granted: bool,
+        lease_ms: u64,
         revision: u64,
         term: u64,
         now_ms: u64,
     ) -> Option<(u64, u64)> {
-        let answer = Answer { nonce, granted, revision, term };
+        let answer = Answer { nonce, lease_ms, revision, term };
         self.core.lock().answered(answer, now_ms).map(pair)
     }
 

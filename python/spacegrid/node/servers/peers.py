@@ -49,7 +49,7 @@ class PeersService(peers_pb2_grpc.PeersServicer):
         answer = self._daemon.hear(request)
         return peers_pb2.HeartbeatReply(
             nonce=answer.nonce,
-            granted=answer.granted,
+            lease_ms=answer.lease_ms,
             revision=answer.revision,
             term=answer.term,
         )

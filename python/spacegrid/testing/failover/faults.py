@@ -77,11 +77,11 @@ async def hung(stage: Stage, *, controller: bool) -> tuple[dict[str, Any], list[
     writes: list[float] = []
     blocking: list[float] = []
     with spacegrid.connect_sync(*stage.cluster.addresses, timeout=PROBE_TIMEOUT_S) as grid:
-        for _ in range(stage.options.cycles):
+        for cycle in range(stage.options.cycles):
             await stage.ready()
             leader = await asyncio.to_thread(stage.cluster.controller)
             others = [name for name in stage.cluster.alive if name != leader]
-            victim = leader if controller else others[0]
+            victim = leader if controller else others[cycle % len(others)]
             _, copy_of = await stage.owned(victim)
             stage.cluster.pause(victim)
             since = time.monotonic()

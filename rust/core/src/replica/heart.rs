@@ -36,8 +36,8 @@ pub struct Beat {
 pub struct Answer {
     /// Of the heartbeat.
     pub nonce: u64,
-    /// Whether it is a lease.
-    pub granted: bool,
+    /// How long the lease lasts that it brings; 0: it brings none.
+    pub lease_ms: u64,
     /// Revision of the table that the lease is for.
     pub revision: u64,
     /// Under which the controller speaks; 0: this node is none.
@@ -73,7 +73,7 @@ pub struct Heart {
 }
 
 impl Heart {
-    /// A heart whose leases last `held_ms` from before their heartbeats left.
+    /// A heart whose leases last at most `held_ms` from before their heartbeats left.
     pub fn new(held_ms: u64) -> Self {
         Self {
             held_ms,
@@ -138,10 +138,11 @@ impl Heart {
             Some(&(_, sent_ms)) => sent_ms,
             None => return None,
         };
-        if !answer.granted {
+        if answer.lease_ms == 0 {
             return None;
         }
-        let until_ms = (sent_ms + self.held_ms).min(self.registered_until_ms);
+        let lease_ms = answer.lease_ms.min(self.held_ms);
+        let until_ms = (sent_ms + lease_ms).min(self.registered_until_ms);
         let grant = Grant { revision: answer.revision, until_ms };
         if grant.revision <= self.applied {
             return Some(grant);
@@ -178,7 +179,7 @@ mod tests {
     }
 
     fn granted(nonce: u64, revision: u64) -> Answer {
-        Answer { nonce, granted: true, revision, term: 7 }
+        Answer { nonce, lease_ms: HELD_MS, revision, term: 7 }
     }
 
     #[test]
@@ -219,7 +220,7 @@ mod tests {
         assert_eq!(heart.answered(granted(old, 1), HELD_MS), None);
         assert_eq!(heart.answered(granted(99, 1), HELD_MS), None);
         let nonce = heart.beat(1_000).nonce;
-        let refused = Answer { granted: false, ..granted(nonce, 1) };
+        let refused = Answer { lease_ms: 0, ..granted(nonce, 1) };
         assert_eq!(heart.answered(refused, 1_001), None);
     }
 
@@ -231,6 +232,17 @@ mod tests {
         let nonce = heart.beat(1_000).nonce;
         let grant = heart.answered(granted(nonce, 1), 1_001);
         assert_eq!(grant, Some(Grant { revision: 1, until_ms: 1_200 }));
+    }
+
+    #[test]
+    fn a_lease_lasts_as_long_as_its_giver_says_and_no_longer_than_leases_do() {
+        let mut heart = heart();
+        heart.applied(1);
+        for (lease_ms, held_ms) in [(200, 200), (u64::MAX, HELD_MS)] {
+            let nonce = heart.beat(1_000).nonce;
+            let grant = heart.answered(Answer { lease_ms, ..granted(nonce, 1) }, 1_001);
+            assert_eq!(grant, Some(Grant { revision: 1, until_ms: 1_000 + held_ms }));
+        }
     }
 
     #[test]
