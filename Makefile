@@ -43,8 +43,8 @@ sim: build ## simulate whole clusters, one seed is one run: SEEDS=n FIRST=s, or 
 	PYTHONPATH=tests $(PY) -m simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200) \
 		--first $(or $(FIRST),1)) --report build/reports/sim.json
 
-sim-mutants: build build/planted/stamp ## plant bugs one by one and have the simulator find each: ONLY=a,b
-	PYTHONPATH=tests $(PY) -m simulation.mutants $(if $(ONLY),--only $(ONLY)) \
+sim-mutants: build build/planted/stamp ## plant bugs one by one and have the simulator find each: ONLY=a,b SEEDS=n
+	PYTHONPATH=tests $(PY) -m simulation.mutants $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS)) \
 		--extension build/planted/wheel/spacegrid/_core.abi3.so --report build/reports/sim-mutants.json
 build/planted/stamp: build/setup.stamp $(RUST)
 	rm -rf build/planted

@@ -670,6 +670,10 @@ class Node:
         """(partition, epoch, sequence) of the last record of every copy held here, committed or
         not; for tests."""
 
+    def log_positions(self, partition: int, first: int, last: int) -> list[tuple[int, int]]:
+        """(epoch, sequence) of the records from `first` to `last` that the log of a copy held here
+        still has, committed or not; for tests."""
+
     def check(self) -> None:
         """Assert every invariant of every partition, for tests; a broken one panics.
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .run import World
 
 PRIMARY, BACKUP = 1, 2
+FOLLOWS = (1, 2, 3, 4)
+"""Roles whose commit position is of the partition's one history."""
 
 
 class Violation(Exception):
@@ -42,20 +44,29 @@ class Audit:
         """Before a node says anything: what it calls committed is the same everywhere."""
         for row in core.roles():
             partition, role, _, _, epoch, sequence, _, _ = row
-            if role not in (PRIMARY, BACKUP) or not sequence:
+            if role not in FOLLOWS or not sequence:
                 continue
             key = (incarnation, partition)
-            if self._known.get(key) == (epoch, sequence):
+            known = self._known.get(key, (0, 0))
+            if known == (epoch, sequence):
                 continue
             self._known[key] = (epoch, sequence)
             if role == PRIMARY:
                 self._held_by_all(incarnation, row)
-            known = self.commits.setdefault((partition, sequence), epoch)
-            if known != epoch and partition not in self.lost:
-                self.violation(
-                    f"partition {partition} has ({epoch}, {sequence}) committed at "
-                    f"{incarnation} and ({known}, {sequence}) elsewhere"
-                )
+            self._same_everywhere(incarnation, partition, (epoch, sequence))
+            if known[1] and known[1] + 1 < sequence:
+                for position in core.log_positions(partition, known[1] + 1, sequence - 1):
+                    self._same_everywhere(incarnation, partition, position)
+
+    def _same_everywhere(self, incarnation: int, partition: int, position: tuple[int, int]) -> None:
+        """A partition has one history: at one sequence everybody has committed the same record."""
+        epoch, sequence = position
+        known = self.commits.setdefault((partition, sequence), epoch)
+        if known != epoch and partition not in self.lost:
+            self.violation(
+                f"partition {partition} has ({epoch}, {sequence}) committed at "
+                f"{incarnation} and ({known}, {sequence}) elsewhere"
+            )
 
     def _held_by_all(self, incarnation: int, row: tuple[int, ...]) -> None:
         """What a primary commits is with every copy that counts, as the table has it by now.
@@ -63,7 +74,7 @@ class Audit:
         A copy that the primary has asked to be counted counts from the asking, so the newest table
         of this epoch never names one that the primary need not have waited for.
         """
-        partition, _, epoch, _, _, sequence, *_ = row
+        partition, _, epoch, _, born, sequence, *_ = row
         entry = self.world.coordination.state.table.entries[partition]
         if entry.epoch != epoch or entry.primary != incarnation:
             return
@@ -71,11 +82,15 @@ class Audit:
             process = self.world.processes.get(copy)
             if copy == incarnation or process is None or process.dead or process.core is None:
                 continue
+            held = process.core.log_positions(partition, sequence, sequence)
+            if held == [(born, sequence)]:
+                continue
             ends = {end[0]: end[2] for end in process.core.log_ends()}
-            if ends.get(partition, 0) < sequence:
+            # What it has committed it may have dropped from its log.
+            if held or ends.get(partition, 0) < sequence:
                 self.violation(
-                    f"{incarnation} committed ({epoch}, {sequence}) of partition {partition}, "
-                    f"which {copy} has only up to {ends.get(partition)}: {entry}"
+                    f"{incarnation} committed ({born}, {sequence}) of partition {partition}, of "
+                    f"which {copy} has {held}, and goes up to {ends.get(partition)}: {entry}"
                 )
 
     def primaries(self) -> None:
@@ -104,6 +119,7 @@ class Audit:
             if new.state is State.LOST and old.state is not State.LOST:
                 self.lost.add(new.partition)
                 self.world.lost_said(old, new)
+            self.world.faults.entry_changed(old, new)
 
     def answered(self, call: Call, copies: int) -> None:
         """After each definite answer."""
@@ -116,6 +132,21 @@ class Audit:
         if not self.lost:
             self.violation(f"lost was said while nothing is: {call}")
 
+    def waits_for_operator(self, partition: int) -> bool:
+        """Whether a partition is out of use as PROTOCOL.md section 5, rule (iii), has it.
+
+        The last complete copy is gone; a former one and a tail, together, have everything. The
+        machines do not put them together (survival.py says so): it is for an operator to decide.
+        """
+        entry = self.world.coordination.state.table.entries[partition]
+        live = {process.incarnation for process in self.world.running()}
+        return (
+            entry.state is State.UNAVAILABLE
+            and live.isdisjoint(entry.in_sync)
+            and not live.isdisjoint(entry.former)
+            and any(tail.copy in live for tail in entry.tails)
+        )
+
     def settled(self) -> str:
         """Empty when everything is served and in its place; else what is not."""
         world = self.world
@@ -123,6 +154,8 @@ class Audit:
         live = {process.incarnation: process for process in world.running()}
         for entry in table.entries:
             if entry.state is State.LOST and entry.partition in self.lost:
+                continue
+            if self.waits_for_operator(entry.partition):
                 continue
             if entry.state is not State.OK:
                 return f"not served: {entry}"

@@ -299,7 +299,11 @@ class SimClient:
             # The node may hang: perhaps another one answers for the partition by now.
             self._ask_routes()
         if status == STATUS_UNKNOWN:
-            if not self.stopped and self._random.random() < self.world.options.give_up_rate:
+            for_nothing = not self.world.faults.on and self.world.audit.waits_for_operator(
+                self.world.partition(call)
+            )
+            give_up = self.stopped or self._random.random() < self.world.options.give_up_rate
+            if for_nothing or give_up:
                 self.machine.release(number)
                 self._end(call, UNKNOWN)
             else:

@@ -165,10 +165,15 @@ class Control:
             accepted = getattr(result, "accepted", False)
             self._handle(WriteDone(result.revision) if accepted else WriteRefused())
 
+        def write(authority: Authority) -> Any:
+            result = authority.write(effect.term, effect.expected_revision, effect.entries)
+            newest = authority.state.term
+            if getattr(result, "accepted", False) and effect.term != newest:
+                self.world.audit.violation(f"term {effect.term} writes the table in {newest}")
+            return result
+
         self._ask(
-            lambda authority: authority.write(
-                effect.term, effect.expected_revision, effect.entries
-            ),
+            write,
             written,
             lambda: self._handle(WriteRefused()),
         )

@@ -17,6 +17,7 @@ from .machine import Machine
 from .schedule import MS, SECOND
 
 if TYPE_CHECKING:
+    from .node import NodeProcess
     from .run import World
 
 
@@ -38,6 +39,10 @@ class Faults:
             ("leave", options.leaves),
             ("coordinator", options.coordinator_crashes),
             ("jump", options.clock_jumps),
+            ("slow", options.slows),
+            ("stale", options.stales),
+            ("usurp", options.usurps),
+            ("split", options.splits),
         ):
             if rate > 0:
                 self._plan(rate, getattr(self, f"_{name}"))
@@ -89,6 +94,9 @@ class Faults:
     def _victim(self, *, anyone: bool = False) -> Machine | None:
         machines = [machine for machine in self.world.machines if machine.process is not None]
         self.random.shuffle(machines)
+        aimed = self._aimed()
+        if aimed is not None:
+            machines.insert(0, aimed.machine)
         for machine in machines:
             if anyone or self.safe(machine):
                 return machine
@@ -114,7 +122,8 @@ class Faults:
         processes = [process for process in self.world.running() if not process.paused]
         if not processes:
             return ""
-        process = self.random.choice(processes)
+        aimed = self._aimed()
+        process = aimed if aimed in processes else self.random.choice(processes)
         strike = partial(process.pause, stale=self.random.random() < 0.5)
         if self.world.options.fault_effects and self.random.random() < 0.5:
             process.strike, process.countdown = strike, self.random.randrange(12)
@@ -182,3 +191,19 @@ class Faults:
         machine = self.random.choice(self.world.machines)
         machine.clock.jump_ms += self.random.choice([-3_600_000, -1_000, 50, 1_000, 3_600_000])
         return "jump"
+
+    # ---- aiming
+
+    def _aimed(self) -> NodeProcess | None:
+        """The primary of some partition, in runs that aim at them."""
+        if not self.world.options.aim or self.random.random() >= self.world.options.aim:
+            return None
+        return self._primary()
+
+    def _primary(self) -> NodeProcess | None:
+        entry = self.random.choice(self.world.coordination.state.table.entries)
+        return self._alive(entry.primary)
+
+    def _alive(self, copy: int) -> NodeProcess | None:
+        process = self.world.processes.get(copy)
+        return process if process is not None and not process.dead else None

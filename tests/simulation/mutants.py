@@ -1,4 +1,9 @@
-"""`python -m simulation.mutants`: plant each bug in turn, run seeds until one of them finds it."""
+"""`python -m simulation.mutants`: plant each bug in turn, run seeds until one of them finds it.
+
+The seeds of a bug are run in order, a few in each process, in as many processes as there are
+processors; bugs that took the fewest seeds so far go first, so the hard ones are left for the end.
+A bug is done with the lowest seed that finds it.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +15,14 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 
 SEEDS_MAX = 500
+BATCH = 6
+"""Seeds that one process runs before it is asked whether the bug was found meanwhile."""
 REPORT = Path("build/reports/sim-mutants.json")
 
 
@@ -26,13 +36,12 @@ def load_core(extension: Path) -> None:
     sys.modules["spacegrid._core"] = module
 
 
-def hunt(job: tuple[str, Path, int]) -> tuple[str, int, str, float]:
-    """Run seeds with one bug planted.
+def hunt(name: str, extension: Path, seeds: range) -> tuple[int, str, float]:
+    """Run seeds with one bug planted, in a process of their own, until one finds it.
 
     Returns:
-        Its name, the seeds it took (0: not found), what was found, and the seconds.
+        That seed (0: none), what was found, and the seconds.
     """
-    name, extension, seeds = job
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115  a panic is a finding, not a message
     os.dup2(sys.stderr.fileno(), 2)
     load_core(extension)
@@ -41,11 +50,63 @@ def hunt(job: tuple[str, Path, int]) -> tuple[str, int, str, float]:
 
     planted.plant(name)
     began = time.perf_counter()
-    for seed in range(1, seeds + 1):
+    for seed in seeds:
         result = run(seed)
         if not result.ok:
-            return name, seed, result.problem, time.perf_counter() - began
-    return name, 0, "", time.perf_counter() - began
+            return seed, result.problem, time.perf_counter() - began
+    return 0, "", time.perf_counter() - began
+
+
+@dataclass
+class Bug:
+    """How far the hunt for one bug is."""
+
+    name: str
+    next: int = 1
+    seed: int = 0
+    found: str = ""
+    seconds: float = 0.0
+    under_way: set[int] = field(default_factory=set)
+
+    @property
+    def done(self) -> bool:
+        """Found, with nothing under way that could find it earlier."""
+        return self.seed > 0 and all(first > self.seed for first in self.under_way)
+
+    def take(self, first: int, result: tuple[int, str, float]) -> None:
+        """Take what a batch came to."""
+        self.under_way.discard(first)
+        seed, found, seconds = result
+        self.seconds += seconds
+        if seed and (not self.seed or seed < self.seed):
+            self.seed, self.found = seed, found.splitlines()[0][:200]
+
+
+def hunt_all(names: list[str], extension: Path, seeds_max: int) -> Iterator[Bug]:
+    """Hunt all bugs; each is yielded when it is found, or when all its seeds are over."""
+    bugs = {name: Bug(name) for name in names}
+    open_bugs = list(bugs.values())
+    workers = os.cpu_count() or 1
+    context = multiprocessing.get_context("spawn")
+    running: dict[Future[tuple[int, str, float]], tuple[Bug, int]] = {}
+    with ProcessPoolExecutor(workers, mp_context=context, max_tasks_per_child=1) as pool:
+        while open_bugs:
+            ready = [bug for bug in open_bugs if not bug.seed and bug.next <= seeds_max]
+            while ready and len(running) < workers:
+                bug = min(ready, key=lambda bug: bug.next)
+                first = bug.next
+                bug.next = min(first + BATCH, seeds_max + 1)
+                bug.under_way.add(first)
+                running[pool.submit(hunt, bug.name, extension, range(first, bug.next))] = bug, first
+                ready = [bug for bug in ready if bug.next <= seeds_max]
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                bug, first = running.pop(future)
+                bug.take(first, future.result())
+                missed = bug.next > seeds_max and not bug.under_way and not bug.seed
+                if bug in open_bugs and (bug.done or missed):
+                    open_bugs.remove(bug)
+                    yield bug
 
 
 def main() -> int:
@@ -59,31 +120,31 @@ def main() -> int:
     parser.add_argument("--report", type=Path, default=REPORT)
     arguments = parser.parse_args()
     names = arguments.only.split(",") if arguments.only else list(planted.NAMES)
-    found: dict[str, dict[str, object]] = {}
-    pool = multiprocessing.get_context("spawn").Pool(os.cpu_count(), maxtasksperchild=1)
-    with pool:
-        jobs = [(name, arguments.extension, arguments.seeds) for name in names]
-        results = pool.imap_unordered(hunt, jobs, chunksize=1)
-        for done, (name, seeds, problem, seconds) in enumerate(results, 1):
-            found[name] = {
-                "rule": planted.rule(name),
-                "seeds": seeds,
-                "found": problem.splitlines()[0][:200] if problem else "",
-                "seconds": round(seconds, 1),
-            }
-            what = f"seed {seeds}" if seeds else "NOT FOUND"
-            print(f"[{done}/{len(names)}] {name}: {what} ({seconds:.0f} s) {found[name]['found']}")
-            sys.stdout.flush()
-    missed = sorted(name for name, one in found.items() if not one["seeds"])
+    bugs: list[Bug] = []
+    for bug in hunt_all(names, arguments.extension, arguments.seeds):
+        bugs.append(bug)
+        what = f"seed {bug.seed}" if bug.seed else "NOT FOUND"
+        print(f"[{len(bugs)}/{len(names)}] {bug.name}: {what} ({bug.seconds:.0f} s) {bug.found}")
+        sys.stdout.flush()
+    missed = sorted(bug.name for bug in bugs if not bug.seed)
+    each = {
+        bug.name: {
+            "rule": planted.rule(bug.name),
+            "seeds": bug.seed,
+            "found": bug.found,
+            "seconds": round(bug.seconds, 1),
+        }
+        for bug in bugs
+    }
     report = {
         "name": "sim-mutants",
         "ok": not missed,
-        "figures": {"bugs": len(names), "found": len(names) - len(missed), "each": found},
+        "figures": {"bugs": len(names), "found": len(names) - len(missed), "each": each},
         "targets": {"bugs_min": 20, "seeds_max": SEEDS_MAX, "missed": 0},
     }
     arguments.report.parent.mkdir(parents=True, exist_ok=True)
     arguments.report.write_text(json.dumps(report, indent=2) + "\n")
-    most = max((int(str(one["seeds"])) for one in found.values()), default=0)
+    most = max((bug.seed for bug in bugs), default=0)
     missing = f", NOT FOUND: {', '.join(missed)}" if missed else ""
     print(
         f"sim-mutants: {len(names) - len(missed)} of {len(names)} planted bugs found, "

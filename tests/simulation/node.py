@@ -83,9 +83,14 @@ class NodeProcess(Process):
             PLACE,
             ask,
             lambda result: self.do(self._joined, result),
-            lambda: self.do(self.machine.crash),
+            lambda: self.do(self._give_up),
             ASK_TIMEOUT_US,
         )
+
+    def _give_up(self) -> None:
+        """The coordinator is out of reach: the process ends, and the machine starts another one."""
+        self.machine.crash()
+        self.schedule.after(RETRY_US, self.machine.start)
 
     def _joined(self, result: object) -> None:
         if not isinstance(result, Registration):

@@ -3,6 +3,12 @@
 Those of the core are compiled in by the cargo feature `planted` only, in an extension of their own
 that `make sim-mutants` builds (rust/core/src/planted.rs). Those of the machines replace a rule's
 function here, so that the product's code knows nothing of them. A process plants at most one.
+
+A rule that is held in two places is left out in both: a follower says up to where it agrees and its
+primary looks for that position in its own log; a node's heart keeps a
+lease back until its table is applied, and its core asks again. One rule has no bug of its own, that a commit position counts for the prefix
+verified in this epoch: here every copy that is sent one has been waited for first, or was wiped
+when it began to join, so that nothing is sent that the rule would have to hold back.
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ CORE = {
     "min-in-sync-ignored": "* a commit needs min_in_sync at commit, not only at admission",
     "join-before-table": "* a copy wipes its data only after it has read the join in the table",
     "tail-does-not-count": "every tail must have a record before it commits",
-    "commit-unverified": "a commit position counts for the prefix verified in this epoch",
+    "acks-carried-over": "only acknowledgements of this epoch count",
     "ack-what-is-not-verified": "a follower acknowledges what was verified in this epoch",
     "epoch-ignored": "messages of another epoch or of another primary mean nothing",
     "session-ignored": "messages of another session of a join mean nothing",

@@ -545,6 +545,15 @@ impl Node {
         (0..self.core.settings().partition_count).filter_map(held).collect()
     }
 
+    fn log_positions(&self, partition: u32, first: u64, last: u64) -> Vec<(u32, u64)> {
+        let Some(partition) = self.core.partition(partition) else { return Vec::new() };
+        let log = partition.log();
+        let held = first.max(log.base().sequence)..=last.min(log.last().sequence);
+        held.filter_map(|sequence| log.position_of(sequence))
+            .map(|position| (position.epoch, position.sequence))
+            .collect()
+    }
+
     fn check(&self, py: Python<'_>) {
         py.detach(|| self.core.check());
     }

@@ -158,12 +158,7 @@ impl Partition {
         let position = self.log.position_of(self.following.verified).unwrap_or(self.log.base());
         self.following.answer = Some((position, true));
         self.following.trim = self.following.trim.max(trim);
-        let verified = if planted(Bug::CommitUnverified) {
-            self.log.last().sequence
-        } else {
-            self.following.verified
-        };
-        self.follow_commit(commit.sequence.min(verified));
+        self.follow_commit(commit.sequence.min(self.following.verified));
         self.tick_copy_state(out);
         self.hurry(out);
     }

@@ -144,7 +144,7 @@ impl Heart {
         let lease_ms = answer.lease_ms.min(self.held_ms);
         let until_ms = (sent_ms + lease_ms).min(self.registered_until_ms);
         let grant = Grant { revision: answer.revision, until_ms };
-        if grant.revision <= self.applied {
+        if grant.revision <= self.applied || planted(Bug::LeaseCountsUnapplied) {
             return Some(grant);
         }
         if self.waiting.is_none_or(|waiting| waiting.revision <= grant.revision) {

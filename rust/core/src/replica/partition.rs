@@ -294,6 +294,10 @@ impl Partition {
         self.promise(promised);
         self.followers.clear();
         self.update_followers(now_ms, out);
+        if planted(Bug::AcksCarriedOver) {
+            self.followers.iter_mut().for_each(|follower| follower.acked = self.promoted_at);
+            self.try_commit(out);
+        }
         self.mark_dirty(out);
     }
 

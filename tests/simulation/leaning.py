@@ -1,0 +1,151 @@
+"""Faults that only leaning runs meet (options.py): schedules that chance alone seldom makes.
+
+They look at the table to find out where it hurts, and what they do is drawn from the seed: one slow
+way, a primary out of reach of those who depose it, a controller that goes when only it is heard, a
+primary that ends while its followers differ, and strikes at changes of the table.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+from .faults import Faults
+from .schedule import MS
+
+if TYPE_CHECKING:
+    from spacegrid.machine.table import PartitionEntry
+
+    from .node import NodeProcess
+
+
+class LeaningFaults(Faults):
+    """All faults."""
+
+    def _slow(self) -> str:
+        """One way between a primary and somebody who needs it takes long."""
+        world, random = self.world, self.random
+        primary = self._primary()
+        others = [process for process in world.running() if process is not primary]
+        if primary is None or not others:
+            return ""
+        clients = [client.place for client in world.clients]
+        other = random.choice([process.place for process in others] * 4 + [0, 0] + clients)
+        way = (primary.place, other) if random.random() < 0.6 else (other, primary.place)
+        self._slow_down(way)
+        return "slow"
+
+    def _slow_down(self, way: tuple[int, int]) -> None:
+        slow = self.world.network.slow
+        slow[way] = self.random.choice([5, 30, 100, 400]) * MS
+        self.later(self.world.options.pause_ms, lambda: slow.pop(way, None))
+
+    def _stale(self) -> str:
+        """A primary is out of reach of those who depose it, and of nobody else."""
+        primary = self._primary()
+        if primary is None:
+            return ""
+        self._stale_for(primary)
+        return "stale"
+
+    def _stale_for(self, primary: NodeProcess) -> None:
+        world, random = self.world, self.random
+        controller = self._alive(world.coordination.authority.controller.incarnation)
+        places = {0, controller.place if controller is not None else 0} - {primary.place}
+        for place in sorted(places):
+            # Each comes back in its own time, the coordinator often last.
+            mean_ms = world.options.cut_ms * (random.choice([1, 3]) if place == 0 else 1)
+            ways = random.choice([1, 2, 3, 3])
+            if ways & 1:
+                self._cut_for(mean_ms, (place, primary.place))
+            if ways & 2:
+                self._cut_for(mean_ms, (primary.place, place))
+
+    def _split(self) -> str:
+        """A primary ends while one follower has more than the rest, and hears of it last."""
+        world, random = self.world, self.random
+        entry = random.choice(world.coordination.state.table.entries)
+        primary = self._alive(entry.primary)
+        others = [self._alive(copy) for copy in entry.in_sync if copy != entry.primary]
+        followers = [process for process in others if process is not None]
+        if primary is None or not followers:
+            return ""
+        ahead = random.choice(followers)
+        for process in followers:
+            way = (0, ahead.place) if process is ahead else (primary.place, process.place)
+            self._slow_down(way)
+        delay = random.choice([10, 50, 200]) * random.random() * MS
+        world.schedule.after(delay, self._end_split, primary)
+        return "split"
+
+    def _end_split(self, primary: NodeProcess) -> None:
+        if self.random.random() < 0.7:
+            primary.strike = partial(self._crash_if_safe, primary.machine)
+            primary.countdown = self.random.randrange(4)
+        else:
+            self._stale_for(primary)
+
+    def _usurp(self) -> str:
+        """A primary is heard by nobody but the controller, and that one goes."""
+        world, random = self.world, self.random
+        primary = self._primary()
+        controller = self._alive(world.coordination.authority.controller.incarnation)
+        if primary is None or controller is None or primary is controller:
+            return ""
+        for process in world.running():
+            if process is not primary and process is not controller:
+                self._cut_for(world.options.cut_ms, (process.place, primary.place))
+                self._cut_for(world.options.cut_ms, (primary.place, process.place))
+        delay = random.choice([0, 50, 200]) * random.random() * MS
+        how = random.choice(["crash", "pause", "cut", "slow"])
+        if how == "crash":
+            world.schedule.after(delay, self._crash_if_safe, controller.machine)
+        elif how == "pause":
+            world.schedule.after(delay, self._pause_now, controller)
+        elif how == "cut":
+            self._cut_for(world.options.cut_ms, (controller.place, 0))
+        else:
+            world.schedule.after(delay, self._slow_down, (controller.place, 0))
+        return "usurp"
+
+    def _pause_now(self, process: NodeProcess) -> None:
+        if self.on:
+            process.pause(stale=self.random.random() < 0.5)
+            self.later(self.world.options.pause_ms, process.resume)
+
+    def _cut_for(self, mean_ms: float, way: tuple[int, int]) -> None:
+        network = self.world.network
+        network.cut(*way)
+        self.later(mean_ms, partial(network.heal, *way))
+
+    def entry_changed(self, before: PartitionEntry, after: PartitionEntry) -> None:
+        """The moments around a change are the dangerous ones: perhaps something strikes."""
+        strikes = self.world.options.strikes
+        if not self.on or not strikes or self.random.random() >= strikes:
+            return
+        world, random = self.world, self.random
+        copies = sorted({*before.members(), *after.members(), *after.former} - {after.primary})
+        victim = after.primary if random.random() < 0.5 or not copies else random.choice(copies)
+        delay = random.choice([0.0, 1.0, 10.0, 100.0]) * random.random() * MS
+        world.schedule.after(delay, self._strike_at, victim, after.primary)
+
+    def _strike_at(self, victim: int, primary: int) -> None:
+        process, world, random = self._alive(victim), self.world, self.random
+        if not self.on or process is None:
+            return
+        how = random.choice(["crash", "pause", "slow", "reset"])
+        if how == "crash" and (world.options.both_copies or self.safe(process.machine)):
+            self._crash_now(process.machine)
+        elif how == "pause":
+            self._pause_now(process)
+        elif how == "reset":
+            for link in [link for link in world.links if process.place in link.ends]:
+                link.reset()
+        else:
+            other = self._alive(primary)
+            if other is not None and other is not process:
+                ends = (process.place, other.place)
+                self._slow_down(ends if random.random() < 0.5 else ends[::-1])
+        name = f"strike {how}"
+        self.counts[name] = self.counts.get(name, 0) + 1
+        world.schedule.trace(name)
