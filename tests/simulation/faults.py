@@ -60,7 +60,7 @@ class Faults:
             self.world.schedule.trace(f"fault {what}")
         self._plan(rate, act)
 
-    def later(self, mean_ms: float, act: Callable[[], None]) -> None:
+    def later(self, mean_ms: float, act: Callable[[], object]) -> None:
         """Undo a fault after a while."""
         self.world.schedule.after(self.random.expovariate(1 / mean_ms) * MS, act)
 

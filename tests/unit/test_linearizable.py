@@ -162,3 +162,79 @@ def test_a_whole_history_is_checked_key_by_key() -> None:
     found = check_history([*fine, did("get", 4, 5, result=None, key="a")])
     assert [violation.kind for violation in found] == ["order"]
     assert "key a" in str(found[0])
+
+
+def brute(operations: list[Operation], state: Any = None) -> bool:
+    """Every order that the intervals allow, every unknown operation done or not: does one fit?"""
+    if all(o.status is not Status.OK for o in operations):
+        return True
+    first_end = min(o.ended for o in operations if o.status is Status.OK)
+    for index, operation in enumerate(operations):
+        if operation.began > first_end:
+            continue
+        fits, after = apply(state, operation)
+        if fits and brute(operations[:index] + operations[index + 1 :], after):
+            return True
+    return False
+
+
+def guessed(random: Random) -> list[Operation]:
+    """A few operations with answers that may or may not be right, many of them unknown."""
+    operations = []
+    counts = random.random() < 0.3
+    values = [None, 1, 2, 3]
+    for number in range(random.randint(2, 7)):
+        kinds = ["incr", "get"] if counts else ["get", "put", "put_if_absent", "replace", "delete"]
+        kind = random.choice(kinds + ["expire"] * (not counts))
+        argument: Any = random.choice([1, 1, 2]) if kind == "incr" else number + 1
+        result: Any = random.choice([None, *range(1, 5)])
+        if kind == "replace":
+            argument = (random.choice(values), argument)
+        if kind in ("put_if_absent", "replace", "delete"):
+            result = random.random() < 0.5
+        if kind == "expire":
+            argument = random.choice([1, 2, 3])
+        began = random.uniform(0, 10)
+        unsure = kind == "expire" or (kind != "get" and random.random() < 0.4)
+        operation = Operation(kind, "k", argument, result, began, began + random.uniform(0, 6))
+        operation.status = Status.UNKNOWN if unsure else Status.OK
+        if kind in ("put_if_absent", "replace") and result is False and random.random() < 0.5:
+            operation.shown = random.choice(values)
+        operations.append(operation)
+    return operations
+
+
+def test_small_histories_are_judged_as_by_trying_everything() -> None:
+    random = Random(7)
+    fine = 0
+    for number in range(6_000):
+        operations = guessed(random)
+        expected = brute(operations)
+        fine += expected
+        assert (check_key(operations) == "") is expected, (number, *map(str, operations))
+    assert 1_000 < fine < 5_000
+
+
+def test_many_unknown_outcomes_do_not_make_the_search_long() -> None:
+    doubt = [unknown("put", 0, 1_000 + number) for number in range(60)]
+    doubt += [unknown("put_if_absent", 0, 2_000 + number) for number in range(60)]
+    seen = [did("put", 1, 2, 7), did("delete", 3, 4, result=True), did("get", 5, 6)]
+    assert check_key([*doubt, *seen]) == ""
+    assert "no order explains" in check_key([*doubt, *seen, did("get", 7, 8, result=9)])
+    adds = [unknown("incr", 0, 1) for _ in range(60)]
+    assert check_key([*adds, did("get", 1, 2, result=60)]) == ""
+    assert "no order explains" in check_key([*adds, did("get", 1, 2, result=61)])
+
+
+def test_a_refusal_shows_what_was_there() -> None:
+    written = did("put", 0, 1, 5)
+    refused = did("put_if_absent", 2, 3, 6, False, shown=5)
+    assert check_key([written, refused]) == ""
+    refused.shown = 4
+    assert "no order explains" in check_key([written, refused])
+
+
+def test_an_entry_may_end_from_its_time_on() -> None:
+    written, end = did("put", 0, 1, 5), unknown("expire", 10, 5)
+    assert check_key([written, end, did("get", 11, 12)]) == ""
+    assert "no order explains" in check_key([written, end, did("get", 8, 9)])

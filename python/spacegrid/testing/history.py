@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
-__all__ = ["EPOCH_SHIFT", "Operation", "Status", "by_key", "unpack_version"]
+__all__ = ["EPOCH_SHIFT", "HIDDEN", "Hidden", "Operation", "Status", "by_key", "unpack_version"]
 
 EPOCH_SHIFT: Final = 40
 """A version is (epoch, sequence): the sequence takes the lower 40 bits."""
@@ -31,14 +31,25 @@ class Status(Enum):
     LOST = "lost"
 
 
+class Hidden(Enum):
+    """Stands for what an answer does not say."""
+
+    HIDDEN = "hidden"
+
+
+HIDDEN: Final = Hidden.HIDDEN
+
+
 @dataclass(slots=True)
 class Operation:
     """One operation on one key.
 
     Attributes:
-        kind: get, put, put_if_absent, replace, delete or incr.
+        kind: get, put, put_if_absent, replace, delete or incr; expire, for a history that knows how
+            long entries were to live: the entry with that value may end at any time from then on.
         key: Names map and key; whatever is told apart by it is one object.
-        argument: Value written; for replace (value expected, value written); for incr the amount.
+        argument: Value written; for replace (value expected, value written); for incr the amount;
+            for expire the value.
         result: get: the value, None when absent. put_if_absent, replace: whether it was written.
             delete: whether there was an entry. incr: the sum.
         began: When it was first sent.
@@ -49,6 +60,7 @@ class Operation:
         worker: Who asked.
         sends: How often it was sent.
         note: The error, where there was one.
+        shown: The value that a refused put_if_absent or replace showed, HIDDEN: none was shown.
     """
 
     kind: str
@@ -63,6 +75,7 @@ class Operation:
     worker: int = 0
     sends: int = 1
     note: str = ""
+    shown: Any = HIDDEN
 
     def __str__(self) -> str:
         shown = "" if self.argument is None else repr(self.argument)
