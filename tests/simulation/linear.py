@@ -1,4 +1,4 @@
-"""The calls of one key as operations of the public checker, with versions and expiry held to account.
+"""The calls of one key as operations of the public checker; versions and expiry count too.
 
 Values put are unique, so a version stands for a value, and whatever shows a version or a value
 (also the refusal of a condition) says exactly which state it saw. An entry with a time to live may

@@ -33,6 +33,7 @@ STEPS_MAX: Final = 2_000_000
 _SHOWN: Final = 12
 _NEVER: Final = float("inf")
 _UNSOUGHT: Final = ("a value that no answer shows",)
+_UNSURE: Final = ("a value that no answer shows, which may have been there and ended",)
 
 
 def apply(state: Any, operation: Operation) -> tuple[bool, Any]:
@@ -102,7 +103,7 @@ def _writes(operations: Sequence[Operation]) -> list[Operation]:
     """The operations with every value that nothing looks for replaced by the same one.
 
     Of entries that end, only certain writes keep values of their own: of two unknown ones that
-    nobody ever saw it makes no difference that counts whose time was over first.
+    nobody ever saw it is not held to account whose time was over first.
     """
     if any(operation.kind == "incr" for operation in operations):
         return list(operations)
@@ -124,8 +125,10 @@ def _writes(operations: Sequence[Operation]) -> list[Operation]:
     found = []
     for operation in operations:
         if operation.kind in ("put", "put_if_absent", "expire"):
-            if _hashable(operation.argument) not in sought:
-                operation = replace(operation, argument=_UNSOUGHT)
+            value = _hashable(operation.argument)
+            if value not in sought:
+                token = _UNSURE if value in ends else _UNSOUGHT
+                operation = replace(operation, argument=token)
         elif operation.kind == "replace":
             expected, value = operation.argument
             if _hashable(value) not in sought:
