@@ -18,6 +18,7 @@ from coordinator_clusters import (
     MemoryCluster,
     placed,
     small_table,
+    start_process,
 )
 from etcd import Etcd
 from spacegrid.coordinator import (
@@ -30,7 +31,7 @@ from spacegrid.coordinator import (
 from spacegrid.coordinator.authority import AuthorityState
 from spacegrid.coordinator.durable import DurableFile
 from spacegrid.coordinator.local import LocalCoordinator
-from spacegrid.coordinator.local_server import main, open_state
+from spacegrid.coordinator.local_server import main, open_state, process_start
 from spacegrid.errors import ConfigError, ProtocolError
 from spacegrid.machine.table import Registration, StoredPartition
 
@@ -260,6 +261,21 @@ async def test_a_name_or_a_store_is_used_by_one_node(cluster: Cluster) -> None:
         await cluster.node("a")
     with pytest.raises(ProtocolError, match="is in use by node 'a'"):
         await cluster.node("b", store=b"s" * 16)
+
+
+def test_a_process_that_has_ended_and_is_not_reaped_yet_does_not_run() -> None:
+    process = start_process()
+    assert process_start(process.pid) > 0
+    process.kill()
+    # It ends, and stays in the list of processes until it is waited for.
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    with pytest.raises(ProcessLookupError, match="has ended"):
+        process_start(process.pid)
+    process.wait()
+    with pytest.raises(FileNotFoundError):
+        process_start(process.pid)
+    assert process.stdin is not None
+    process.stdin.close()
 
 
 async def test_a_stream_that_breaks_is_no_death(tmp_path: Path) -> None:

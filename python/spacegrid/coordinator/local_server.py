@@ -348,11 +348,16 @@ def process_start(pid: int) -> int:
     """Start time of a process in clock ticks since boot: with the pid it names the process.
 
     Raises:
-        OSError: There is no such process.
+        OSError: There is no such process, or it has ended and its parent has not reaped it yet.
     """
-    stat = Path(f"/proc/{pid}/stat").read_bytes()
-    # The name in parentheses may hold anything, so count from its end: field 22 of proc(5).
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+    process = Path(f"/proc/{pid}")
+    stat = (process / "stat").read_bytes()
+    # The name in parentheses may hold anything, so count from its end: fields 3 and 22 of proc(5).
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    # The first thread of a process may end before the others, so look for those as well.
+    if fields[0] in (b"Z", b"X") and len(list((process / "task").iterdir())) <= 1:
+        raise ProcessLookupError(f"process {pid} has ended")
+    return int(fields[19])
 
 
 def open_state(
