@@ -245,7 +245,8 @@ def lost_tails(table: Table, entries: Iterable[PartitionEntry]) -> tuple[int, ..
     for entry in entries:
         before = table.entries[entry.partition]
         known = {*before.members(), *before.former}
-        from_disk = entry.state is State.OK and before.state is not State.OK and before.epoch > 0
-        if from_disk and known.isdisjoint(entry.in_sync) and not crashed.isdisjoint(before.in_sync):
+        # Where all disks are there at once no write says that anything was missing in between.
+        again = entry.state is State.OK and before.epoch > 0 and known.isdisjoint(entry.in_sync)
+        if again and not crashed.isdisjoint(before.in_sync):
             found.append(entry.partition)
     return tuple(found)
