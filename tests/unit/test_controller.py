@@ -704,3 +704,23 @@ def test_a_death_among_1024_partitions_is_decided_within_30_ms_of_computing() ->
         spent_ms.append((time.process_time() - begun) * 1e3)
         assert len(effects[0].entries) > 600
     assert min(spent_ms) < 30
+
+
+def test_a_table_that_names_nodes_not_heard_of_yet_is_not_decided_on() -> None:
+    controller, table = Controller(ControllerConfig(leases=False)), one_partition(served(1, 2))
+    assert not controller.handle(BecameController(table, nodes(1, 2, 3), 1), 0)
+    ahead = msgspec.structs.replace(one_partition(served(12, 13, version=20)), revision=9)
+    assert not controller.handle(TableObserved(ahead), 10)
+    assert not controller.handle(RegistrationsChanged(nodes(3, 12, 13)), 11)
+
+
+def test_news_of_nodes_that_began_and_ended_meanwhile_is_not_waited_for_for_ever() -> None:
+    controller, table = Controller(ControllerConfig(leases=False)), one_partition(served(1, 2))
+    assert not controller.handle(BecameController(table, nodes(1, 2, 3), 1), 0)
+    ahead = msgspec.structs.replace(one_partition(served(1, 13, version=20)), revision=9)
+    assert not controller.handle(TableObserved(ahead), 10)
+    due_ms = controller.next_deadline_ms()
+    assert due_ms is not None
+    (write,) = controller.handle(Ticked(), due_ms)
+    assert isinstance(write, WriteTable)
+    assert write.entries[0].in_sync == (1,)

@@ -70,6 +70,9 @@ __all__ = ["READMIT_WAIT_MS", "STORY_MAX", "Controller", "ControllerConfig", "St
 READMIT_WAIT_MS = 5_000
 #: A write that was refused or not answered is followed by another look after this long.
 LOOK_AGAIN_MS = 200
+#: A table that names copies of which no registration was heard waits this long for that news. It
+#: comes right behind; none comes where a node began and ended between two pieces of news.
+UNHEARD_WAIT_MS = 1_000
 #: Changes of one partition that are remembered for debugging.
 STORY_MAX = 16
 
@@ -124,6 +127,10 @@ class Controller:
         #: A write was refused: nothing is decided until a table was seen.
         self._blind = False
         self._blind_since_ms = 0
+        #: The highest incarnation of all registrations heard.
+        self._heard_up_to = 0
+        #: Until when nothing is decided, since the table knows nodes that this one does not.
+        self._unheard_until_ms = 0
         self._goal: dict[int, Goal] | None = None
         self._goal_nodes: tuple[int, ...] = ()
         self._placement_since_ms: int | None = None
@@ -208,7 +215,8 @@ class Controller:
             effects += self._term.read(now_ms)
             self._take_standing()
         self._dirty |= self._is_due(now_ms)
-        if self._dirty and not (self._blind or self._stopping or self._in_flight is not None):
+        busy = self._blind or self._stopping or self._in_flight is not None
+        if self._dirty and not busy and now_ms >= self._unheard_until_ms:
             self._dirty = False
             effects += self._decide(type(event).__name__, now_ms)
         return effects
@@ -223,6 +231,8 @@ class Controller:
         busy = self._blind or self._stopping or self._in_flight is not None
         if self._blind and not self._stopping and self._in_flight is None:
             due.append(self._blind_since_ms + LOOK_AGAIN_MS)
+        if not busy and self._dirty:
+            due.append(self._unheard_until_ms)
         if not busy and self._placement_since_ms is not None:
             due.append(self._placement_since_ms + self.config.placement_wait_ms)
         if not busy:
@@ -258,6 +268,7 @@ class Controller:
         self._term.begin(event.term, now_ms)
         self._in_flight, self._observed, self._blind = None, None, False
         self._blind_since_ms = now_ms
+        self._unheard_until_ms = 0
         self._pending.clear()
         self._accepted.clear()
         self._goal = None
@@ -278,6 +289,7 @@ class Controller:
 
     def _on_registrations_changed(self, event: RegistrationsChanged, now_ms: int) -> None:
         self._dirty = True
+        self._unheard_until_ms = 0
         self._liveness.set_registrations(event.registrations, now_ms)
         self._set_nodes(event.registrations, event.stopping)
 
@@ -353,9 +365,11 @@ class Controller:
             self._goal = None
             self._adopt_observed()
 
-    def _on_table_observed(self, event: TableObserved, _now_ms: int) -> None:
+    def _on_table_observed(self, event: TableObserved, now_ms: int) -> None:
         if self._table is None or event.table.revision < self._table.revision:
             return
+        if event.table.revision > self._table.revision and self._is_ahead(event.table):
+            self._unheard_until_ms = now_ms + UNHEARD_WAIT_MS
         self._dirty = True
         self._stores = event.table.stores
         if self._in_flight is not None:
@@ -365,6 +379,14 @@ class Controller:
             self._goal = None
         self._blind = False
         self._set_table(event.table)
+
+    def _is_ahead(self, table: Table) -> bool:
+        """Whether a table names nodes whose registration was not heard yet: they have not ended."""
+        return any(
+            copy > self._heard_up_to
+            for entry in table.entries
+            for copy in (*entry.members(), *entry.former)
+        )
 
     def _on_ticked(self, _event: Ticked, now_ms: int) -> None:
         if self._active and self.config.leases:
@@ -432,6 +454,8 @@ class Controller:
 
     def _set_nodes(self, registrations: tuple[Registration, ...], stopping: bool) -> None:
         self._registrations, self._stopping = registrations, stopping
+        newest = max((item.incarnation for item in registrations), default=0)
+        self._heard_up_to = max(self._heard_up_to, newest)
         self._drains &= {item.incarnation for item in registrations}
         copies = self._table.copies if self._table is not None else 1
         self._nodes = Nodes(registrations, self._drains, self._suspected, self._unsteady, copies)

@@ -288,7 +288,7 @@ impl Partition {
             promised += record.changes().map(|change| growth(&change)).sum::<u64>();
             if let (Some(token), Some(reply)) = (record.token(), record.reply()) {
                 let kept = Kept::of(entry.position, record.arguments_hash(), &reply);
-                self.streams.keep(&token, kept);
+                self.streams.hold(&token, kept);
             }
         }
         self.promise(promised);
@@ -394,12 +394,13 @@ impl Partition {
                 self.streams.forget(issuer as u32, floor, sequence);
             }
             RecordKind::Changes => {
-                if self.role != Role::Primary
-                    && !planted(Bug::ResultsNotOnBackups)
-                    && let (Some(token), Some(reply)) = (record.token(), record.reply())
-                {
-                    let kept = Kept::of(position, record.arguments_hash(), &reply);
-                    self.streams.keep(&token, kept);
+                if let (Some(token), Some(reply)) = (record.token(), record.reply()) {
+                    if self.role == Role::Primary {
+                        self.streams.settle(&token, sequence);
+                    } else if !planted(Bug::ResultsNotOnBackups) {
+                        let kept = Kept::of(position, record.arguments_hash(), &reply);
+                        self.streams.keep(&token, kept);
+                    }
                 }
             }
         }

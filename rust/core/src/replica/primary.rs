@@ -439,7 +439,7 @@ impl Partition {
             self.log.reset(position);
         }
         if let (Some(token), Some(reply)) = (token, reply) {
-            self.streams.keep(token, Kept::of(position, hash, reply));
+            self.streams.hold(token, Kept::of(position, hash, reply));
         }
         if self.alone {
             let version = position.pack();

@@ -81,8 +81,10 @@ pub enum Verdict<'a> {
 
 #[derive(Debug, Default)]
 struct Stream {
-    /// Sequence of its last record.
+    /// Sequence of its last committed record; 0: there is none.
     last: u64,
+    /// Sequence of its last record, committed or not.
+    held: u64,
     lowest: u64,
     direct: VecDeque<(u64, Kept)>,
     nested_lowest: u64,
@@ -175,11 +177,27 @@ impl Streams {
         }
     }
 
-    /// Keep the result of a record.
+    /// Keep the result of a committed record.
     pub fn keep(&mut self, token: &Token<'_>, kept: Kept) {
+        let sequence = kept.sequence();
+        self.hold(token, kept);
+        self.settle(token, sequence);
+    }
+
+    /// A held result's record is committed: what its client has closed goes.
+    ///
+    /// Not before: what a record that was cut has dropped, other copies would still have.
+    pub fn settle(&mut self, token: &Token<'_>, sequence: u64) {
         let stream = self.streams.entry(token.stream).or_default();
-        stream.last = stream.last.max(kept.sequence());
+        stream.last = stream.last.max(sequence);
+        stream.held = stream.held.max(sequence);
         stream.raise(token.lowest, !token.path.is_empty());
+    }
+
+    /// Keep the result of a record that may still be cut.
+    pub fn hold(&mut self, token: &Token<'_>, kept: Kept) {
+        let stream = self.streams.entry(token.stream).or_default();
+        stream.held = stream.held.max(kept.sequence());
         let lowest = if token.path.is_empty() { stream.lowest } else { stream.nested_lowest };
         // A snapshot may have brought a higher one than the records that are applied after it know of.
         if token.number >= lowest {
@@ -198,6 +216,9 @@ impl Streams {
         } else {
             stream.nested.remove(&(token.number, Box::from(token.path)));
         }
+        if stream.last == 0 && stream.direct.is_empty() && stream.nested.is_empty() {
+            self.streams.remove(&token.stream);
+        }
     }
 
     /// What to forget, if there are too many streams: an issuer and its new floor.
@@ -209,7 +230,7 @@ impl Streams {
         }
         let mut idle: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
         for (id, stream) in &self.streams {
-            if stream.last + STREAM_IDLE_RECORDS <= next_sequence {
+            if stream.held + STREAM_IDLE_RECORDS <= next_sequence {
                 idle.entry((id >> 32) as u32).or_default().push(*id as u32);
             }
         }
@@ -225,7 +246,7 @@ impl Streams {
         self.streams.retain(|id, stream| {
             (id >> 32) as u32 != issuer
                 || *id as u32 > floor
-                || stream.last + STREAM_IDLE_RECORDS > sequence
+                || stream.held + STREAM_IDLE_RECORDS > sequence
         });
     }
 
@@ -242,6 +263,9 @@ impl Streams {
         }
         for id in ids {
             let stream = &self.streams[&id];
+            if stream.last == 0 {
+                continue;
+            }
             out.push(1);
             for field in [id, stream.last.min(commit), stream.lowest, stream.nested_lowest] {
                 out.extend_from_slice(&field.to_le_bytes());
@@ -384,6 +408,24 @@ mod tests {
         assert_eq!(streams.check(&token(7, 1, b"", 1), 5), Verdict::Known(&kept(1, 5)));
         assert_eq!(streams.check(&token(7, 1, b"", 1), 6), Verdict::Reused);
         assert_eq!(streams.check(&token(7, 1, b"\x01\x00", 1), 5), Verdict::Fresh);
+    }
+
+    #[test]
+    fn what_is_closed_goes_when_its_record_commits_and_not_when_it_is_cut() {
+        let mut streams = Streams::new();
+        streams.keep(&token(7, 1, b"", 1), kept(1, 5));
+        let image = streams.export(1, usize::MAX);
+        for stream in [7, 8] {
+            let closing = token(stream, 2, b"", 2);
+            streams.hold(&closing, kept(2, 5));
+            assert_eq!(streams.check(&closing, 5), Verdict::Known(&kept(2, 5)));
+            streams.cut(&closing, Position { epoch: 1, sequence: 2 });
+            assert_eq!(streams.check(&closing, 5), Verdict::Fresh);
+        }
+        assert_eq!(streams.export(1, usize::MAX), image, "as if nothing had been");
+        streams.hold(&token(7, 2, b"", 2), kept(2, 5));
+        streams.settle(&token(7, 2, b"", 2), 2);
+        assert_eq!(streams.check(&token(7, 1, b"", 1), 5), Verdict::Stale);
     }
 
     #[test]
