@@ -164,7 +164,8 @@ class Watch:
         if events:
             self._on_way = True
             network = self._coordination.world.network
-            network.schedule.after(network.delay_us(PLACE, self._place), self._deliver, events)
+            delay = network.delay_us(PLACE, self._place) + network.lag.get(self._place, 0)
+            network.schedule.after(delay, self._deliver, events)
 
     def _deliver(self, events: list[CoordinatorEvent]) -> None:
         world = self._coordination.world

@@ -43,6 +43,7 @@ class Faults:
             ("stale", options.stales),
             ("usurp", options.usurps),
             ("split", options.splits),
+            ("overtake", options.overtakes),
         ):
             if rate > 0:
                 self._plan(rate, getattr(self, f"_{name}"))

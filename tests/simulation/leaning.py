@@ -2,7 +2,8 @@
 
 They look at the table to find out where it hurts, and what they do is drawn from the seed: one slow
 way, a primary out of reach of those who depose it, a controller that goes when only it is heard, a
-primary that ends while its followers differ, and strikes at changes of the table.
+primary that ends while its followers differ, a controller that decides by an old table, joins that
+are caught half way, and strikes at changes of the table.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .faults import Faults
-from .schedule import MS
+from .schedule import MS, SECOND
 
 if TYPE_CHECKING:
     from spacegrid.machine.table import PartitionEntry
@@ -108,6 +109,36 @@ class LeaningFaults(Faults):
             world.schedule.after(delay, self._slow_down, (controller.place, 0))
         return "usurp"
 
+    def _overtake(self) -> str:
+        """Who controls next has heard of a primary's end, and not of what was done about it."""
+        world, random = self.world, self.random
+        controller = self._alive(world.coordination.authority.controller.incarnation)
+        others = [process for process in world.running() if process is not controller]
+        if controller is None or len(others) < 3:
+            return ""
+        first = min(others, key=lambda process: process.incarnation)
+        successor = first if random.random() < 0.8 else random.choice(others)
+        if successor.place in world.network.lag:
+            return ""
+        lag = random.choice([400, 800, 1_500]) * MS
+        world.network.lag[successor.place] = lag
+        world.schedule.after(4 * lag, world.network.lag.pop, successor.place, None)
+        victims = [process for process in others if process is not successor]
+        self._crash_if_safe(random.choice(victims).machine)
+        world.schedule.after(lag * (0.3 + random.random()), self._silence, controller)
+        return "overtake"
+
+    def _silence(self, controller: NodeProcess) -> None:
+        """A controller is heard by nobody for as long as it takes to be followed."""
+        if not self.on:
+            return
+        if self.random.random() < 0.5:
+            self._pause_now(controller)
+            return
+        for process in self.world.running():
+            if process is not controller:
+                self._cut_for(1_500, (controller.place, process.place))
+
     def _pause_now(self, process: NodeProcess) -> None:
         if self.on:
             process.pause(stale=self.random.random() < 0.5)
@@ -120,7 +151,9 @@ class LeaningFaults(Faults):
 
     def entry_changed(self, before: PartitionEntry, after: PartitionEntry) -> None:
         """The moments around a change are the dangerous ones: perhaps something strikes."""
-        strikes = self.world.options.strikes
+        ambushes, strikes = self.world.options.ambushes, self.world.options.strikes
+        if self.on and ambushes and self.random.random() < ambushes:
+            self._ambush(before, after)
         if not self.on or not strikes or self.random.random() >= strikes:
             return
         world, random = self.world, self.random
@@ -128,6 +161,45 @@ class LeaningFaults(Faults):
         victim = after.primary if random.random() < 0.5 or not copies else random.choice(copies)
         delay = random.choice([0.0, 1.0, 10.0, 100.0]) * random.random() * MS
         world.schedule.after(delay, self._strike_at, victim, after.primary)
+
+    def _ambush(self, before: PartitionEntry, after: PartitionEntry) -> None:
+        """A copy on its way in is slow to reach, and caught once it counts and is not whole yet."""
+        world, random = self.world, self.random
+        primary = self._alive(after.primary)
+        if primary is None:
+            return
+        known = before.members()
+        for process in [self._alive(item.copy) for item in after.joining if item.copy not in known]:
+            if process is not None:
+                way = (primary.place, process.place)
+                world.network.slow[way] = random.choice([5, 30, 100]) * MS
+                self.later(world.options.pause_ms, partial(world.network.slow.pop, way, None))
+        tails = {tail.copy for tail in before.tails}
+        for copy in [tail.copy for tail in after.tails if tail.copy not in tails]:
+            delay = random.choice([5, 30, 100]) * random.random() * MS
+            former = [process for process in map(self._alive, after.former) if process is not None]
+            if former:
+                world.schedule.after(delay, self._bereave, primary, copy, former)
+            else:
+                world.schedule.after(delay, self._break, primary, copy)
+
+    def _break(self, primary: NodeProcess, copy: int) -> None:
+        """The link breaks that carries a copy's snapshot."""
+        link = primary.links.get(copy)
+        if self.on and link is not None and not primary.dead:
+            link.reset()
+            self._count("ambush break")
+
+    def _bereave(self, primary: NodeProcess, copy: int, former: list[NodeProcess]) -> None:
+        """The tail ends and the primary falls silent for long; the former copies come back."""
+        tail, schedule = self._alive(copy), self.world.schedule
+        if self.on and tail is not None:
+            self._crash_if_safe(tail.machine)
+            primary.pause(stale=self.random.random() < 0.5)
+            schedule.after(self.random.uniform(2, 4) * SECOND, primary.resume)
+            for process in former:
+                schedule.after(self.random.uniform(0.2, 1.5) * SECOND, process.resume)
+            self._count("ambush bereave")
 
     def _strike_at(self, victim: int, primary: int) -> None:
         process, world, random = self._alive(victim), self.world, self.random
@@ -146,6 +218,8 @@ class LeaningFaults(Faults):
             if other is not None and other is not process:
                 ends = (process.place, other.place)
                 self._slow_down(ends if random.random() < 0.5 else ends[::-1])
-        name = f"strike {how}"
+        self._count(f"strike {how}")
+
+    def _count(self, name: str) -> None:
         self.counts[name] = self.counts.get(name, 0) + 1
-        world.schedule.trace(name)
+        self.world.schedule.trace(name)

@@ -28,6 +28,8 @@ class Network:
         self.random = schedule.random("network")
         self.cuts: dict[tuple[int, int], int] = {}
         self.slow: dict[tuple[int, int], int] = {}
+        #: How far the coordinator's news is behind at a place, in microseconds.
+        self.lag: dict[int, int] = {}
         self.streams: list[Stream] = []
         self.calm = False
 
@@ -59,9 +61,10 @@ class Network:
         self._release()
 
     def heal_all(self) -> None:
-        """Take every cut and slow link back."""
+        """Take every cut, slow link and lag back."""
         self.cuts.clear()
         self.slow.clear()
+        self.lag.clear()
         self._release()
 
     def _release(self) -> None:

@@ -63,6 +63,8 @@ class Options(msgspec.Struct, frozen=True):
     stales: float
     usurps: float
     splits: float
+    overtakes: float
+    ambushes: float
 
     def lines(self) -> str:
         """All settings, one a line."""
@@ -133,14 +135,18 @@ def draw(seed: int, **fixed: object) -> Options:
 
 
 def _lean(seed: int) -> dict[str, object]:
-    """What a run leans to: about half of them take every option as it was drawn.
+    """What a run leans to: about one in five takes every option as it was drawn.
 
     Some mistakes show in few schedules only, which chance alone seldom makes: a primary that ends
     with records in flight to one of several followers; a copy that is lost while another one joins;
-    a leader that nobody of those who replace it can reach. A leaning run draws those more often.
+    a leader that nobody of those who replace it can reach; one who decides by a table of before.
+    A leaning run draws those more often.
     """
     random = Random(f"{seed} lean")
-    extra = ("aim", "strikes", "slows", "stales", "usurps", "splits")
+    extra = (
+        *("aim", "strikes", "slows", "stales", "usurps", "splits"),
+        *("overtakes", "ambushes"),
+    )
     plain: dict[str, object] = {"lean": "", **dict.fromkeys(extra, 0.0)}
     lean = random.choices(["", "turnover", "shorthanded", "stale"], [6, 3, 2, 3])[0]
     if lean == "turnover":
@@ -149,6 +155,11 @@ def _lean(seed: int) -> dict[str, object]:
         return {**plain, "lean": lean, **_shorthanded(random)}
     if lean == "stale":
         return {**plain, "lean": lean, **_stale(random)}
+    lean = random.choices(["", "overtaken", "joining"], [3, 2, 2])[0]
+    if lean == "overtaken":
+        return {**plain, "lean": lean, **_overtaken(random)}
+    if lean == "joining":
+        return {**plain, "lean": lean, **_joining(random)}
     return plain
 
 
@@ -230,4 +241,54 @@ def _stale(random: Random) -> dict[str, object]:
         "slows": random.choice([0.5, 2.0]),
         "stales": random.choice([0.5, 1.5]),
         "usurps": random.choice([0.5, 1.0]),
+    }
+
+
+def _overtaken(random: Random) -> dict[str, object]:
+    """Controllers follow each other, and the table was written since the new one's was sent."""
+    return {
+        "nodes": random.randint(4, 6),
+        "partitions": random.choice([3, 5, 8]),
+        "copies": random.choice([2, 3, 3]),
+        "min_in_sync": 2,
+        "motion_max": 64,
+        "clients": random.randint(3, 5),
+        "in_flight": random.choice([2, 4]),
+        "operations": random.randint(1_000, 1_500),
+        "seconds": random.choice([5.0, 8.0]),
+        "value_bytes": 10,
+        "both_copies": False,
+        "crashes": random.uniform(0.3, 1.0),
+        "pauses": random.choice([0.0, 0.5]),
+        "cuts": 0.0,
+        "resets": 0.0,
+        "leaves": 0.0,
+        "coordinator_crashes": 0.0,
+        "aim": 0.7,
+        "overtakes": random.choice([0.5, 1.0]),
+    }
+
+
+def _joining(random: Random) -> dict[str, object]:
+    """Joins are caught half way; keys are so many that most are not written again soon."""
+    return {
+        "nodes": random.randint(3, 5),
+        "partitions": random.choice([1, 2, 3]),
+        "copies": 2,
+        "min_in_sync": 2,
+        "clients": random.randint(4, 6),
+        "in_flight": random.choice([4, 8]),
+        "operations": random.randint(1_500, 2_500),
+        "registers": random.choice([100, 300]),
+        "seconds": random.choice([4.0, 6.0]),
+        "value_bytes": random.choice([10, 3_000]),
+        "both_copies": False,
+        "crashes": random.uniform(0.3, 1.0),
+        "pauses": random.uniform(0.5, 1.5),
+        "pause_ms": random.choice([800.0, 1_500.0]),
+        "cuts": 0.0,
+        "leaves": 0.0,
+        "coordinator_crashes": 0.0,
+        "aim": 0.2,
+        "ambushes": random.choice([0.5, 0.9]),
     }
