@@ -439,7 +439,12 @@ impl Partition {
             self.log.reset(position);
         }
         if let (Some(token), Some(reply)) = (token, reply) {
-            self.streams.hold(token, Kept::of(position, hash, reply));
+            let kept = Kept::of(position, hash, reply);
+            if self.alone {
+                self.streams.keep(token, kept);
+            } else {
+                self.streams.hold(token, kept);
+            }
         }
         if self.alone {
             let version = position.pack();
