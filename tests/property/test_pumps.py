@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from lmdb_reader import stored, truth
 from pump_support import Driven, rows, sql_equals
-from spacegrid.errors import SinkError
 from spacegrid.sink.lmdb import LmdbSink
 from spacegrid.sink.sqlite import SqliteSink
 
@@ -192,21 +191,11 @@ class PumpMachine(RuleBasedStateMachine):
         for letter in self.owners[0].shared.sink.dead_letters():
             holder = self.grid.owners[letter.partition]
             shared = next(o.shared for o in self.owners if o.node.number == holder)
-            self._release(shared, letter.id)
+            shared.sink.release(letter.id, self._committed(shared.node))
         sql_equals(self.folder / "sink.db", self.grid)
         assert rows(self.folder / "sink.db", "SELECT * FROM spacegrid_held_keys") == []
         for owner in self.owners:
             self._local_equals(owner)
-
-    def _release(self, shared: Driven, letter: int) -> None:
-        """As an operator does, who is told of a partition that was just taken over: once more."""
-        try:
-            shared.sink.release(letter, self._committed(shared.node))
-        except SinkError as error:
-            if "was just taken over" not in str(error):
-                raise
-            shared.settle()
-            shared.sink.release(letter, self._committed(shared.node))
 
     @staticmethod
     def _committed(node: FakeNode):

@@ -386,11 +386,32 @@ class SqliteSink:
         letter = next((one for one in self.dead_letters() if one.id == letter_id), None)
         if letter is None:
             raise SinkError(f"no dead letter {letter_id} in {self.name}", sink=self.name)
+        try:
+            self._release(letter, read)
+        except _Deposed:
+            # The row was moved, perhaps for another partition's sake: read it, as batches do.
+            self._fresh = False
+            try:
+                self._release(letter, read)
+            except _Deposed:
+                self._fresh = False
+                raise SinkError(
+                    f"dead letter {letter_id}: partition {letter.partition} was just taken over",
+                    sink=self.name,
+                    partition=letter.partition,
+                ) from None
+        for held in letter.keys:
+            self._held.pop(held, None)
+            self._held_partitions.get(letter.partition, set()).discard(held)
+
+    def _release(
+        self, letter: DeadLetter, read: Callable[[str, bytes], tuple[bytes, int] | None]
+    ) -> None:
         if not self._fresh:
             self._reload()
         if letter.partition not in self._active:
             raise SinkError(
-                f"dead letter {letter_id} is of partition {letter.partition}, which another node "
+                f"dead letter {letter.id} is of partition {letter.partition}, which another node "
                 f"pumps\nhint: release it there",
                 sink=self.name,
                 partition=letter.partition,
@@ -400,28 +421,17 @@ class SqliteSink:
             with self._errors(), self._transaction() as database:
                 self._store(database, mine, self._mine.rev)
                 for name, key in letter.keys:
-                    entry = read(name, key)
                     if name in self._tables:
-                        self._tables[name].write_one(database, key, entry)
+                        self._tables[name].write_one(database, key, read(name, key))
                 database.execute(
-                    "DELETE FROM spacegrid_held_keys WHERE dead_letter = ?", (letter_id,)
+                    "DELETE FROM spacegrid_held_keys WHERE dead_letter = ?", (letter.id,)
                 )
-                database.execute("DELETE FROM spacegrid_dead_letters WHERE id = ?", (letter_id,))
-        except _Deposed:
-            self._fresh = False
-            raise SinkError(
-                f"dead letter {letter_id}: partition {letter.partition} was just taken over",
-                sink=self.name,
-                partition=letter.partition,
-            ) from None
+                database.execute("DELETE FROM spacegrid_dead_letters WHERE id = ?", (letter.id,))
         except ROW_ERRORS as error:
             raise SinkError(
-                f"dead letter {letter_id} is still refused by {self.name}: {error}", sink=self.name
+                f"dead letter {letter.id} is still refused by {self.name}: {error}", sink=self.name
             ) from error
         self._mine = mine
-        for held in letter.keys:
-            self._held.pop(held, None)
-            self._held_partitions.get(letter.partition, set()).discard(held)
 
     def _load_held(
         self, database: sqlite3.Connection, partitions: Iterable[int]
