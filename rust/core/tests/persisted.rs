@@ -249,6 +249,36 @@ fn the_shared_pump_reads_what_every_disk_has() {
 }
 
 #[test]
+fn a_copy_that_spoke_of_its_disk_before_the_primary_knew_its_epoch_is_asked_again() {
+    let mut pair = Pair::new([true, true], [0, 0]);
+    pair.put(0);
+    pair.persist(1);
+    pair.persist(2);
+    pair.exchange();
+    pair.version += 1;
+    let entry = Ownership {
+        epoch: 2,
+        primary: 2,
+        in_sync: vec![1, 2],
+        state: State::Ok,
+        version: pair.version,
+        ..Ownership::default()
+    };
+    // The old primary hears of the hand-over first, and greets a copy that knows nothing of it.
+    for copy in [1, 2] {
+        pair.nodes[&copy].apply_table(pair.version, vec![(0, entry.clone())], pair.now_ms);
+        pair.exchange();
+    }
+    let may_read =
+        |pair: &Pair| pair.nodes[&2].partition(0).expect("a partition").shared_may_read(1);
+    assert!(!may_read(&pair), "the news of the disk was not lost: this shows nothing");
+    pair.now_ms += 1000;
+    pair.exchange();
+    assert!(may_read(&pair));
+    assert_eq!(pair.rings(1), Ring::Silent, "nobody waits for the disk");
+}
+
+#[test]
 fn a_copy_is_called_in_sync_when_its_disk_has_it() {
     let mut pair = Pair::new([true, true], [0, 0]);
     pair.table(Ownership { epoch: 1, primary: 1, in_sync: vec![1], ..Ownership::default() });

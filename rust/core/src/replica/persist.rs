@@ -158,7 +158,7 @@ impl Partition {
         }
     }
 
-    /// The primary says that somebody waits for the disk up to `sequence`.
+    /// The primary asks how far the disk is; somebody waits for it up to `sequence` (0: nobody).
     pub fn on_persist(&mut self, copy: u64, header: Header, sequence: u64, out: &mut Out) {
         if !self.follows(copy, header) || header.session != self.following.session {
             return;
@@ -205,28 +205,42 @@ impl Partition {
     }
 
     /// Followers that were asked and do not answer are asked again.
+    ///
+    /// So is one that has said nothing of its disk: it may have told this epoch's primary before that
+    /// one knew it was, and without news of its disk the shared pump would wait forever.
     pub(super) fn tick_persist(&mut self, now_ms: u64, out: &mut Out) {
-        if self.unpersisted.is_empty() {
-            return;
-        }
+        let waiting = !self.unpersisted.is_empty();
+        let mut due = false;
         for follower in &mut self.followers {
-            if now_ms.saturating_sub(follower.persist_asked_ms) >= RESEND_MS {
+            if now_ms.saturating_sub(follower.persist_asked_ms) < RESEND_MS {
+                continue;
+            }
+            let unheard = follower.disk.is_none() && follower.kind != Kind::Joining;
+            if waiting || unheard {
                 follower.persist_asked_ms = now_ms;
                 follower.persist_asked = 0;
+                follower.persist_due |= unheard;
+                due |= unheard;
             }
         }
-        self.ask_to_persist(out);
+        if due {
+            self.mark_dirty(out);
+        }
+        if waiting {
+            self.ask_to_persist(out);
+        }
     }
 
-    /// Ask the followers that are due to be asked; behind the records and the commit position.
+    /// Ask the followers that are due to be asked, behind the records and the commit position: to
+    /// persist what answers wait for (0: nothing), and how far their disks are.
     pub(super) fn emit_persist(&mut self, links: &mut Links) {
-        let Some((wanted, ..)) = self.unpersisted.back() else { return };
+        let wanted = self.unpersisted.back().map_or(0, |(wanted, ..)| *wanted);
         let (epoch, partition) = (self.epoch(), self.index);
         for follower in self.followers.iter_mut().filter(|follower| follower.persist_due) {
             if let Some(writer) = links.writer(follower.copy) {
-                writer.persist(Header { partition, epoch, session: follower.session }, *wanted);
+                writer.persist(Header { partition, epoch, session: follower.session }, wanted);
                 follower.persist_due = false;
-                follower.persist_asked = *wanted;
+                follower.persist_asked = wanted;
             }
         }
     }
