@@ -278,7 +278,7 @@ LogBatch: TypeAlias = tuple[int, tuple[int, int], tuple[int, int], int, list[Log
 # role: 0 none, 1 primary, 2 backup (in sync), 3 tail, 4 joining, 5 dormant
 Role: TypeAlias = tuple[int, int, int, int, int, int, int, int]
 # (partition, epoch, version, kind, copy, from_epoch, from_sequence); kind: 1 tail, 2 in_sync, 3
-# stopped
+# stopped, 4 shrink, 5 recover
 ChangeRequest: TypeAlias = tuple[int, int, int, int, int, int, int]
 
 @final

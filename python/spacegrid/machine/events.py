@@ -45,20 +45,23 @@ __all__ = [
 
 
 class ChangeKind(enum.IntEnum):
-    """What a primary asks for; the numbers are those of the wire and of the core."""
+    """What a copy asks for, most often the primary; the numbers are those of wire and core."""
 
-    #: The joining copy has acknowledged the primary's last record.
+    #: The joining copy has acknowledged the primary's last record. Of the tail that is to complete
+    #: a former copy, by itself: its log begins later than the table says, too late for that copy.
     TAIL = 1
-    #: The tail's snapshot is complete.
+    #: The tail's snapshot is complete; or the former copy has everything that the tail has.
     IN_SYNC = 2
     #: The primary has stopped the partition and all its records are committed: hand it over.
     STOPPED = 3
     #: A copy that counts does not answer: go on without it.
     SHRINK = 4
+    #: Nobody serves, and this former copy's log reaches to where that tail's begins: complete it.
+    RECOVER = 5
 
 
 class Change(msgspec.Struct, frozen=True):
-    """One change that a primary asks for, refused when epoch or version moved on."""
+    """One change that a copy asks for, refused when epoch or version moved on."""
 
     partition: int
     epoch: int

@@ -4,10 +4,16 @@ PROTOCOL.md section 5, (i) to (iv), and section 11. A copy that is suspected cou
 is given up by nobody: it is shrunk out or promoted over, remembered as former while it is complete,
 and only what has *ended* is lost. A primary is deposed when it surely answers no more: its last
 lease is over, or its end is proof. A former copy that is back and has missed nothing is in sync
-again. Simplified, and said honestly: rule (iii), a former copy completed from a tail, needs the two
-logs and is reported as unavailable instead.
+again.
 
-Who calls: machine/controller.py.
+Rule (iii), a former copy completed from a tail, takes three steps, each in the table. The partition
+is UNAVAILABLE. The former copy, which alone can see whether its log reaches to where the tail's
+begins, asks to be completed (`complete`): RECOVERING, with it as the target, the tail first, and a
+new epoch, from which on the tail takes nothing of the one before. When the target has all that the
+tail has, the tail says so (`serve_completed`) and it is served. If either goes away meanwhile, or
+the tail's log turns out to begin too late (`begins_later`), the partition is UNAVAILABLE again.
+
+Who calls: machine/controller.py, machine/changes.py.
 """
 
 from __future__ import annotations
@@ -15,9 +21,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from spacegrid.machine.draft import Draft
-from spacegrid.machine.table import EPOCH_MAX, PartitionEntry, State, Table
+from spacegrid.machine.table import EPOCH_MAX, PartitionEntry, State, Table, Tail
 
-__all__ = ["lost_tails", "remove", "settle"]
+__all__ = ["begins_later", "complete", "lost_tails", "remove", "serve_completed", "settle"]
 
 
 def settle(draft: Draft) -> None:
@@ -52,6 +58,59 @@ def remove(draft: Draft, entry: PartitionEntry, copy: int) -> bool:
         return False
     # Only that copy: the primary that asks may be suspected too, and does not remove itself.
     _keep(draft, entry, frozenset(entry.members()) - {copy})
+    return True
+
+
+def complete(draft: Draft, entry: PartitionEntry, copy: int, source: int) -> bool:
+    """A former copy says that its log reaches to where a tail's begins: let that complete it.
+
+    A listed tail has every committed record after the position where its log begins, and the former
+    copy has those up to there. In the new epoch the tail follows nobody, so that what it has stays
+    as it is until the former copy has it too.
+
+    Args:
+        draft: The table and the nodes.
+        entry: As it is drafted.
+        copy: The former copy, which asks.
+        source: The tail.
+
+    Returns:
+        Whether it was begun.
+    """
+    first = next((tail for tail in entry.tails if tail.copy == source), None)
+    if entry.state is not State.UNAVAILABLE or copy not in entry.former or first is None:
+        return False
+    # The epoch in which it is served comes after this one.
+    if not draft.nodes.live.issuperset((copy, source)) or entry.epoch + 2 > EPOCH_MAX:
+        return False
+    draft.change(
+        entry.partition,
+        state=State.RECOVERING,
+        epoch=entry.epoch + 1,
+        target=copy,
+        tails=(first, *(tail for tail in entry.tails if tail is not first)),
+    )
+    return True
+
+
+def serve_completed(draft: Draft, entry: PartitionEntry, copy: int) -> bool:
+    """The tail says that the target has everything that it has: it is complete, and serves."""
+    if entry.target != copy or copy not in draft.nodes.live:
+        return False
+    _serve_with(draft, entry, (copy,), copy)
+    return True
+
+
+def begins_later(draft: Draft, entry: PartitionEntry, epoch: int, sequence: int) -> bool:
+    """The tail's log begins later than was known, and too late for the target.
+
+    The table says where from now on, so that only a former copy that goes that far asks.
+    """
+    first = entry.tails[0]
+    if (epoch, sequence) <= (first.from_epoch, first.from_sequence):
+        return False
+    tail = Tail(first.copy, first.session, epoch, sequence, first.predecessor)
+    draft.change(entry.partition, state=State.UNAVAILABLE, target=0, tails=(tail, *entry.tails[1:]))
     return True
 
 
@@ -121,12 +180,14 @@ def _promote(draft: Draft, entry: PartitionEntry) -> None:
         chosen = draft.least_busy(former)
         _serve_with(draft, entry, (chosen,), chosen)
         return
+    if entry.recovers() and live.issuperset((entry.target, entry.tails[0].copy)):
+        return
     state = _recover(draft, entry)
     if state is State.OK:
         return
     if state is State.LOST and _may_return(draft, entry, few=few):
         state = State.UNAVAILABLE
-    if state is not entry.state:
+    if state is not entry.state or entry.target:
         draft.change(partition, state=state, primary=0, target=0, joining=())
 
 
@@ -135,7 +196,7 @@ def _may_return(draft: Draft, entry: PartitionEntry, *, few: bool) -> bool:
     registered = draft.nodes.registered
     if any(copy in registered for copy in entry.in_sync):
         return True
-    # Beside a tail a former copy is what rule (iii) would go on from.
+    # A former copy alone may miss what was committed with a tail; together they have everything.
     usable = few or any(tail.copy in registered for tail in entry.tails)
     return usable and any(copy in registered for copy in entry.former)
 
@@ -194,7 +255,8 @@ def _recover(draft: Draft, entry: PartitionEntry) -> State:
     """
     found: list[tuple[int, int, int]] = []
     missing = False
-    restarted = draft.restarted or entry.state is State.RECOVERING
+    waits_for_disks = entry.state is State.RECOVERING and not entry.recovers()
+    restarted = draft.restarted or waits_for_disks
     for copy in entry.in_sync:
         known = draft.stores.get(copy)
         if known is None or (known.crashed and not restarted):

@@ -62,7 +62,8 @@ class State(enum.IntEnum):
 
     #: It has a primary.
     OK = 1
-    #: No primary yet: some of what is needed is there, and the rest is waited for.
+    #: No primary yet: some of what is needed is there, and the rest is waited for. With a target,
+    #: that former copy is being completed from the first tail.
     RECOVERING = 2
     #: No primary: nothing that could serve is there, and something that could may come back. A
     #: partition that was never placed is here too, at epoch 0.
@@ -148,7 +149,8 @@ class PartitionEntry(msgspec.Struct, frozen=True, array_like=True):
         former: Complete copies removed while fewer than ``min_in_sync`` were left.
         joining: Copies on their way in.
         tails: Copies that hold every record since their start, and count for those.
-        target: The complete copy that the primary is asked to hand over to; 0: none.
+        target: The complete copy that the primary is asked to hand over to; 0: none. While
+            recovering: the former copy that takes the records of the first tail.
     """
 
     partition: int
@@ -176,8 +178,12 @@ class PartitionEntry(msgspec.Struct, frozen=True, array_like=True):
         """Whether the copy holds or receives data here (a former copy no longer counts)."""
         return copy in self.members()
 
+    def recovers(self) -> bool:
+        """Whether a former copy, the target, is being completed from the first tail."""
+        return self.state is State.RECOVERING and self.target != 0
+
     def check(self, min_in_sync: int) -> None:
-        """Assert the invariants of one entry (T2 to T8).
+        """Assert the invariants of one entry (T2 to T8, T12).
 
         Args:
             min_in_sync: Copies that a write needs.
@@ -192,12 +198,11 @@ class PartitionEntry(msgspec.Struct, frozen=True, array_like=True):
         _hold("T3", self.primary == 0 or self.primary in self.in_sync, self)
         _hold("T4", len(set(members)) == len(members) and 0 not in members, self)
         _hold("T5", all(0 < session <= self.version for session in sessions), self)
-        _hold(
-            "T6",
-            self.target == 0 or (self.target in self.in_sync and self.target != self.primary),
-            self,
-        )
-        _hold("T6", self.target == 0 or self.state is State.OK, self)
+        if self.recovers():
+            _hold("T12", self.target in self.former and bool(self.tails), self)
+        elif self.target:
+            _hold("T6", self.target in self.in_sync and self.target != self.primary, self)
+            _hold("T6", self.state is State.OK, self)
         _hold("T7", not self.former or len(self.in_sync) < min_in_sync, self)
         placed = self.epoch > 0
         _hold("T8", placed == bool(self.in_sync) and placed == (self.version > 0), self)
@@ -299,12 +304,13 @@ class Table(msgspec.Struct, frozen=True):
         """Whether the copy holds or receives data that the cluster counts on.
 
         That is a partition that is served, or one that is not and that this copy may be the last
-        complete one of, a former copy included. A node that drains can leave once it does not.
+        complete one of, a former copy and a tail that completes it included. A node that drains can
+        leave once it does not.
         """
         return any(
             entry.names(copy)
             if entry.state is State.OK
-            else entry.state is not State.LOST and copy in (*entry.in_sync, *entry.former)
+            else entry.state is not State.LOST and copy in (*entry.members(), *entry.former)
             for entry in self.entries
         )
 
@@ -411,7 +417,7 @@ def core_entry(entry: PartitionEntry) -> CoreEntry:
 
 
 def check_step(before: PartitionEntry, after: PartitionEntry) -> None:
-    """Assert what must be true of one change of an entry (T9 to T11).
+    """Assert what must be true of one change of an entry (T9 to T12).
 
     Args:
         before: The entry as it was.
@@ -426,6 +432,8 @@ def check_step(before: PartitionEntry, after: PartitionEntry) -> None:
     _hold("T9", after.epoch >= before.epoch, after)
     if after.primary not in (0, before.primary):
         _hold("T9", after.epoch > before.epoch, after)
+    if after.recovers():
+        _hold("T12", after.epoch > before.epoch, after)
     if before.state is not State.OK or before.primary == 0:
         return
     complete = {*before.in_sync, *before.former}

@@ -126,7 +126,9 @@ class PartitionEntry(_message.Message):
     primary: _builtins.int
     """Incarnation of the primary; 0: none."""
     target: _builtins.int
-    """The complete copy that the primary is asked to hand over to; 0: none."""
+    """The complete copy that the primary is asked to hand over to; 0: none. While RECOVERING: the former copy that takes
+    the records of the first tail.
+    """
     @_builtins.property
     def in_sync(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """Incarnations of the complete copies, the primary among them."""

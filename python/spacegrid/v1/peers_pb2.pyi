@@ -27,25 +27,33 @@ class _ChangeKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ChangeKind
     DESCRIPTOR: _descriptor.EnumDescriptor
     CHANGE_KIND_UNSPECIFIED: _ChangeKind.ValueType  # 0
     CHANGE_KIND_TAIL: _ChangeKind.ValueType  # 1
-    """The joining copy has acknowledged the primary's last record."""
+    """The joining copy has acknowledged the primary's last record. Of the tail that is to complete a former copy, by
+    itself: its log begins later than the table says, too late for that copy.
+    """
     CHANGE_KIND_IN_SYNC: _ChangeKind.ValueType  # 2
-    """The tail's snapshot is complete."""
+    """The tail's snapshot is complete; or the former copy has everything that the tail has."""
     CHANGE_KIND_STOPPED: _ChangeKind.ValueType  # 3
     """The primary has stopped the partition and all its records are committed: hand it over."""
     CHANGE_KIND_SHRINK: _ChangeKind.ValueType  # 4
     """A copy that counts does not answer: go on without it."""
+    CHANGE_KIND_RECOVER: _ChangeKind.ValueType  # 5
+    """Nobody serves, and the former copy that asks has everything up to where this tail's log begins: complete it."""
 
 class ChangeKind(_ChangeKind, metaclass=_ChangeKindEnumTypeWrapper): ...
 
 CHANGE_KIND_UNSPECIFIED: ChangeKind.ValueType  # 0
 CHANGE_KIND_TAIL: ChangeKind.ValueType  # 1
-"""The joining copy has acknowledged the primary's last record."""
+"""The joining copy has acknowledged the primary's last record. Of the tail that is to complete a former copy, by
+itself: its log begins later than the table says, too late for that copy.
+"""
 CHANGE_KIND_IN_SYNC: ChangeKind.ValueType  # 2
-"""The tail's snapshot is complete."""
+"""The tail's snapshot is complete; or the former copy has everything that the tail has."""
 CHANGE_KIND_STOPPED: ChangeKind.ValueType  # 3
 """The primary has stopped the partition and all its records are committed: hand it over."""
 CHANGE_KIND_SHRINK: ChangeKind.ValueType  # 4
 """A copy that counts does not answer: go on without it."""
+CHANGE_KIND_RECOVER: ChangeKind.ValueType  # 5
+"""Nobody serves, and the former copy that asks has everything up to where this tail's log begins: complete it."""
 Global___ChangeKind: _TypeAlias = ChangeKind  # noqa: Y015
 
 @_typing.final
@@ -112,7 +120,7 @@ Global___PeerHello: _TypeAlias = PeerHello  # noqa: Y015
 
 @_typing.final
 class ChangeRequest(_message.Message):
-    """A primary asks the controller for a change of one partition's entry; refused when epoch or version moved on."""
+    """A copy, most often the primary, asks the controller for a change of one partition's entry; refused when epoch or version moved on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

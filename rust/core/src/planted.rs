@@ -26,6 +26,8 @@ pub enum Bug {
     NewPrimaryDropsTail,
     NewPrimaryServesTables,
     PredecessorIgnored,
+    RecoveredUnread,
+    RecoveryIgnoresPredecessor,
     RefusalUnrecorded,
     ResultsNotInSnapshot,
     ResultsNotOnBackups,
@@ -39,7 +41,7 @@ pub enum Bug {
 
 /// Name and bug.
 #[cfg(feature = "planted")]
-pub const ALL: [(&str, Bug); 27] = [
+pub const ALL: [(&str, Bug); 29] = [
     ("answer-before-commit", Bug::AnswerBeforeCommit),
     ("asked-copy-does-not-count", Bug::AskedCopyDoesNotCount),
     ("ack-what-is-not-verified", Bug::AckWhatIsNotVerified),
@@ -58,6 +60,8 @@ pub const ALL: [(&str, Bug); 27] = [
     ("new-primary-drops-tail", Bug::NewPrimaryDropsTail),
     ("new-primary-serves-tables", Bug::NewPrimaryServesTables),
     ("predecessor-ignored", Bug::PredecessorIgnored),
+    ("recovered-unread", Bug::RecoveredUnread),
+    ("recovery-ignores-predecessor", Bug::RecoveryIgnoresPredecessor),
     ("refusal-unrecorded", Bug::RefusalUnrecorded),
     ("results-not-in-snapshot", Bug::ResultsNotInSnapshot),
     ("results-not-on-backups", Bug::ResultsNotOnBackups),

@@ -7,7 +7,7 @@
 
 use super::commit::Links;
 use super::effects::Out;
-use super::ownership::Role;
+use super::ownership::{Ownership, Role};
 use super::partition::Partition;
 use crate::frame::peer::{Header, Records};
 use crate::planted::{Bug, planted};
@@ -61,7 +61,7 @@ impl Partition {
     /// The table makes this copy a follower, or confirms it.
     pub(super) fn follow(&mut self, before: Role, new_epoch: bool, out: &mut Out) {
         let follower = matches!(before, Role::Backup | Role::Tail | Role::Joining);
-        if self.role == Role::Backup {
+        if self.role == Role::Backup || self.is_target() {
             if self.following.incomplete && self.following.complete_at.is_none() {
                 self.fail("named in sync before its snapshot was complete".into());
             }
@@ -91,7 +91,7 @@ impl Partition {
     ///
     /// A copy that is to join asks for its offer: one that came before the table did was not heard.
     pub(super) fn greet(&mut self) {
-        if matches!(self.role, Role::Backup | Role::Tail) {
+        if matches!(self.role, Role::Backup | Role::Tail) || self.is_target() {
             self.following.answer = Some((self.log.last(), false));
             self.following.state_due = true;
         } else if self.awaits_offer() {
@@ -109,12 +109,17 @@ impl Partition {
         self.entry.as_ref().map_or(0, |entry| entry.session_of(self.settings.copy))
     }
 
-    /// Whether a message from `copy` comes from the primary that this copy follows.
+    /// Whether this copy takes records from another one.
+    fn is_follower(&self) -> bool {
+        matches!(self.role, Role::Backup | Role::Tail | Role::Joining) || self.is_target()
+    }
+
+    /// Whether a message from `copy` comes from the one that this copy follows.
     pub(super) fn follows(&self, copy: u64, header: Header) -> bool {
-        let primary = self.entry.as_ref().map_or(0, |entry| entry.primary);
-        matches!(self.role, Role::Backup | Role::Tail | Role::Joining)
+        let source = self.entry.as_ref().map_or(0, Ownership::source);
+        self.is_follower()
             && self.fault.is_none()
-            && (planted(Bug::EpochIgnored) || (header.epoch == self.epoch() && copy == primary))
+            && (planted(Bug::EpochIgnored) || (header.epoch == self.epoch() && copy == source))
     }
 
     /// Records of the primary, or only its positions.
@@ -226,7 +231,7 @@ impl Partition {
 
     /// Write the answers that are due.
     pub(super) fn emit_following(&mut self, links: &mut Links) {
-        if !matches!(self.role, Role::Backup | Role::Tail | Role::Joining) {
+        if !self.is_follower() {
             return;
         }
         let asks = self.awaits_offer() && self.following.offer_due;
@@ -234,7 +239,7 @@ impl Partition {
         let Some(entry) = &self.entry else { return };
         let header =
             Header { partition: self.index, epoch: entry.epoch, session: self.following.session };
-        let Some(writer) = links.writer(entry.primary) else { return };
+        let Some(writer) = links.writer(entry.source()) else { return };
         self.following.offer_due = false;
         if asks {
             writer.answer(Header { session: listed, ..header }, Position::ZERO, false);

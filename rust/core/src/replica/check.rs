@@ -26,7 +26,8 @@ impl Partition {
         if self.role != Role::Primary {
             assert_eq!(self.promised, 0, "memory promised without a primary");
             assert!(self.overlay.is_empty(), "an overlay without a primary");
-            assert!(self.followers.is_empty(), "followers without a primary");
+            let sends = !self.followers.is_empty();
+            assert!(!sends || self.is_source(), "followers of no primary and no source");
             assert!(self.waiting.is_empty() && self.keys.is_empty(), "answers without a primary");
             assert!(self.unpersisted.is_empty(), "answers without a primary");
             assert!(self.confirming.is_empty(), "answers without a primary");

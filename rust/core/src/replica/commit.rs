@@ -140,9 +140,7 @@ impl Partition {
         now_ms: u64,
         out: &mut Out,
     ) {
-        if self.role != super::Role::Primary
-            || (header.epoch != self.epoch() && !planted(Bug::EpochIgnored))
-        {
+        if !self.sends() || (header.epoch != self.epoch() && !planted(Bug::EpochIgnored)) {
             return;
         }
         let log = &self.log;
@@ -173,9 +171,11 @@ impl Partition {
             let after =
                 if log.contains(position) { position.sequence + 1 } else { position.sequence };
             let lowest = (follower.acked + 1).max(log.base().sequence + 1);
+            // It would have said so of any later position, were this log's beginning in its own.
+            follower.gap = position.sequence < log.base().sequence;
             follower.next = after.clamp(lowest, (log.last().sequence + 1).max(lowest));
             follower.in_flight = 0;
-            follower.poke = true;
+            follower.poke = !follower.gap || self.role == super::Role::Primary;
         }
         let last = log.last().sequence;
         let more = follower.poke
@@ -184,15 +184,19 @@ impl Partition {
         if more {
             self.mark_dirty(out);
         }
-        self.want_changes(false, out);
-        self.try_commit(out);
+        if self.role == super::Role::Primary {
+            self.want_changes(false, out);
+            self.try_commit(out);
+        } else {
+            self.want_served(false, out);
+        }
     }
 
     /// Write everything that other copies should hear now.
     pub fn emit(&mut self, links: &mut Links) {
         self.dirty = false;
         self.emit_following(links);
-        if self.role != super::Role::Primary || self.fault.is_some() {
+        if !self.sends() || self.fault.is_some() {
             return;
         }
         let (commit, trim) = (self.commit(), self.trim_position());
@@ -229,7 +233,7 @@ impl Partition {
                 transfer.sent = false;
             }
         }
-        if self.entry.as_ref().is_some_and(|entry| entry.primary == copy) {
+        if self.entry.as_ref().is_some_and(|entry| entry.source() == copy) {
             self.greet();
         }
         if self.role != super::Role::None {

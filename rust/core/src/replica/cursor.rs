@@ -80,6 +80,9 @@ impl Partition {
     /// Drop the records that nobody needs any more.
     pub(super) fn trim_log(&mut self) {
         let base = self.log.base().sequence;
+        if self.keeps_for_recovery() {
+            return;
+        }
         let mut limit = self.commit;
         if self.role == Role::Primary {
             limit = limit.min(self.trim_position());

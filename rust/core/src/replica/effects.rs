@@ -10,17 +10,20 @@ use super::request::Origin;
 use super::turn::TurnStart;
 use crate::frame::{Reply, ReplyBuilder};
 
-/// Kinds of changes that a primary asks the controller for.
+/// Kinds of changes that a copy, most often the primary, asks the controller for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ChangeKind {
-    /// The joining copy has what the primary has: let it count.
+    /// The joining copy has what the primary has: let it count. Of a tail that is to complete a former
+    /// copy, by itself: its log begins too late for that.
     Tail = 1,
-    /// The tail's snapshot is complete.
+    /// The tail's snapshot is complete; or the former copy has all that the tail has.
     InSync = 2,
     /// The partition is stopped and everything in it committed: hand it over.
     Stopped = 3,
     /// A copy that counts does not answer: go on without it.
     Shrink = 4,
+    /// This former copy's log reaches to where the tail's begins: let the tail complete it.
+    Recover = 5,
 }
 
 /// A change of one partition's entry in the ownership table.
@@ -36,7 +39,7 @@ pub struct ChangeWanted {
     pub kind: ChangeKind,
     /// The copy it is about.
     pub copy: u64,
-    /// For [`ChangeKind::Tail`]: packed position before the first record that the copy has.
+    /// For [`ChangeKind::Tail`]: packed position before the first record that the copy has; else 0.
     pub from: u64,
 }
 

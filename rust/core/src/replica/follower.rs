@@ -62,6 +62,8 @@ pub struct Follower {
     pub asked: bool,
     /// Version of the table entry with which the controller was asked last.
     pub asked_version: u64,
+    /// It has not what the log begins after, so that it can't go on from here.
+    pub gap: bool,
     /// The snapshot on its way.
     pub transfer: Option<Box<Transfer>>,
     /// The snapshot is complete and applied.
@@ -103,6 +105,7 @@ impl Follower {
             goal: u64::MAX,
             asked: false,
             asked_version: 0,
+            gap: false,
             transfer: None,
             complete: kind == Kind::InSync,
             complete_at: 0,

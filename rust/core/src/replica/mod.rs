@@ -23,6 +23,7 @@ mod ownership;
 mod partition;
 mod persist;
 mod primary;
+mod recovery;
 mod request;
 mod stale;
 mod streams;

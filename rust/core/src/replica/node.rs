@@ -651,6 +651,7 @@ impl Partition {
                 self.try_commit(out);
             }
         }
+        self.tick_recovery(now_ms, repeat, out);
         self.tick_copy_state(out);
         if !self.log.is_empty() {
             self.trim_log();

@@ -28,7 +28,7 @@ pub enum State {
     /// It has a primary.
     #[default]
     Ok = 1,
-    /// A primary is being made ready.
+    /// A primary is being made ready; with a target, from the log of the first tail.
     Recovering = 2,
     /// No complete copy is reachable; one may return.
     Unavailable = 3,
@@ -79,7 +79,8 @@ pub struct Ownership {
     pub joining: Vec<(u64, u64)>,
     /// Copies that count for new records only.
     pub tails: Vec<TailCopy>,
-    /// Copy that a healthy primary is to hand over to; 0 is none.
+    /// Copy that a healthy primary is to hand over to; 0 is none. While recovering: the former copy
+    /// that is completed from the first tail.
     pub target: u64,
 }
 
@@ -99,6 +100,19 @@ impl Ownership {
         } else {
             Role::None
         }
+    }
+
+    /// Copy that the others take records from: the primary, or the tail that completes a former copy.
+    pub fn source(&self) -> u64 {
+        match (self.state, self.tails.first()) {
+            (State::Recovering, Some(tail)) if self.target != 0 => tail.copy,
+            _ => self.primary,
+        }
+    }
+
+    /// Whether `copy` is a former one that is being completed.
+    pub fn completes(&self, copy: u64) -> bool {
+        self.state == State::Recovering && self.target == copy && self.former.contains(&copy)
     }
 
     /// Session under which `copy` joins or is a tail; 0 when it is neither.

@@ -261,9 +261,11 @@ impl Partition {
             Role::Backup | Role::Tail | Role::Joining => {
                 self.follow(before, new_epoch, out);
             }
+            Role::Dormant if self.is_target() => self.follow(before, new_epoch, out),
             Role::Dormant => {}
             Role::None => self.wipe(Position::ZERO),
         }
+        self.take_part_in_recovery(now_ms, out);
     }
 
     /// Become the primary: what is uncommitted here is committed with the new set, or not at all.

@@ -606,7 +606,7 @@ impl Sim {
                 entry.target = 0;
             }
             // Whoever is alive here answers in the end; who is not is removed by `crash`.
-            ChangeKind::Shrink => return,
+            ChangeKind::Shrink | ChangeKind::Recover => return,
         }
         entry.version += 1;
         self.accepted.push((asked.partition, asked.kind));
