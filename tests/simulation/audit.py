@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from spacegrid._core import Node
-from spacegrid.machine.table import State, Table
+from spacegrid.machine.table import PartitionEntry, State, Table, Tail
 
 from .history import Call
 
@@ -117,6 +117,8 @@ class Audit:
                 continue
             self.world.schedule.trace(f"entry {new}")
             if new.state is State.LOST and old.state is not State.LOST:
+                if self.reached(old):
+                    self.violation(f"called lost with a former copy and its tail alive: {old}")
                 self.lost.add(new.partition)
                 self.world.lost_said(old, new)
             self.world.faults.entry_changed(old, new)
@@ -132,11 +134,24 @@ class Audit:
         if not self.lost:
             self.violation(f"lost was said while nothing is: {call}")
 
-    def waits_for_operator(self, partition: int) -> bool:
-        """Whether a partition is out of use as PROTOCOL.md section 5, rule (iii), has it.
+    def reached(self, entry: PartitionEntry) -> bool:
+        """Whether a former copy that is alive reaches to where a living tail's log begins.
 
-        The last complete copy is gone; a former one and a tail, together, have everything. The
-        machines do not put them together (survival.py says so): it is for an operator to decide.
+        Together they have everything then, so that they must come to serve.
+        """
+        live = {process.incarnation: process for process in self.world.running()}
+        return any(
+            _reaches(live[copy], live[tail.copy], entry.partition, tail)
+            for copy in entry.former
+            for tail in entry.tails
+            if copy in live and tail.copy in live
+        )
+
+    def waits_for_operator(self, partition: int) -> bool:
+        """Whether a partition is rightly out of use for as long as nobody decides about it.
+
+        The last complete copy is gone, and no former one reaches to where the log of a tail begins
+        (PROTOCOL.md section 5, rule iii): what was acknowledged is not all there.
         """
         entry = self.world.coordination.state.table.entries[partition]
         live = {process.incarnation for process in self.world.running()}
@@ -145,6 +160,7 @@ class Audit:
             and live.isdisjoint(entry.in_sync)
             and not live.isdisjoint(entry.former)
             and any(tail.copy in live for tail in entry.tails)
+            and not self.reached(entry)
         )
 
     def settled(self) -> str:
@@ -204,6 +220,16 @@ class Audit:
                             f"{what} differ between {entry.primary} and {copy}: {entry}\n"
                             f"  {here!r:.2000}\n  {there!r:.2000}"
                         )
+
+
+def _reaches(former: NodeProcess, source: NodeProcess, partition: int, tail: Tail) -> bool:
+    """Whether one log has, or has had, the position where the other begins, and is said to."""
+    if former.core is None or source.core is None:
+        return False
+    here = former.core.log_positions(partition, 0, 1 << 40)
+    there = source.core.log_positions(partition, 0, 1 << 40)
+    begins = (there[0], (tail.from_epoch, tail.from_sequence))
+    return all(position in here or position[1] < here[0][1] for position in begins)
 
 
 def _image(core: Any, partition: int) -> tuple[Any, ...]:

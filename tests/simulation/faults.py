@@ -44,6 +44,7 @@ class Faults:
             ("usurp", options.usurps),
             ("split", options.splits),
             ("overtake", options.overtakes),
+            ("orphan", options.orphans),
         ):
             if rate > 0:
                 self._plan(rate, getattr(self, f"_{name}"))

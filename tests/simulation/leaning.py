@@ -3,7 +3,7 @@
 They look at the table to find out where it hurts, and what they do is drawn from the seed: one slow
 way, a primary out of reach of those who depose it, a controller that goes when only it is heard, a
 primary that ends while its followers differ, a controller that decides by an old table, joins that
-are caught half way, and strikes at changes of the table.
+are caught half way, last copies that end then, and strikes at changes of the table.
 """
 
 from __future__ import annotations
@@ -127,6 +127,45 @@ class LeaningFaults(Faults):
         self._crash_if_safe(random.choice(victims).machine)
         world.schedule.after(lag * (0.3 + random.random()), self._silence, controller)
         return "overtake"
+
+    def _orphan(self) -> str:
+        """A partition is left with one complete copy, one that was taken out, and what joins."""
+        world, random = self.world, self.random
+        entry = random.choice(world.coordination.state.table.entries)
+        primary = self._alive(entry.primary)
+        others = [self._alive(copy) for copy in entry.in_sync if copy != entry.primary]
+        backups = [process for process in others if process is not None]
+        if primary is None or not backups or entry.tails or entry.former:
+            return ""
+        former = random.choice(backups)
+        former.pause(stale=False)
+        for process in backups:
+            if process is not former:
+                self._crash_if_safe(process.machine)
+        first = random.choice([1, 2])
+        self._orphan_on(entry.partition, primary, former, first, 100)
+        return "orphan"
+
+    def _orphan_on(
+        self, partition: int, primary: NodeProcess, former: NodeProcess, tails_min: int, tries: int
+    ) -> None:
+        """With two tails the older one ends; with one the last complete copy does."""
+        entry = self.world.coordination.state.table.entries[partition]
+        tails = [process for process in map(self._alive, (t.copy for t in entry.tails)) if process]
+        if not self.on or not tries or entry.primary != primary.incarnation:
+            former.resume()
+            return
+        again = partial(self._orphan_on, partition, primary, former)
+        if former.incarnation not in entry.former or len(tails) < tails_min:
+            self.world.schedule.after(50 * MS, again, tails_min, tries - 1)
+        elif tails_min > 1:
+            self._crash_now(tails[0].machine)
+            self.world.schedule.after(500 * MS, again, 1, tries - 1)
+        else:
+            former.resume()
+            delay = self.random.choice([1, 30, 300]) * self.random.random() * MS
+            self.world.schedule.after(delay, self._crash_now, primary.machine)
+            self._count("orphan bereave")
 
     def _silence(self, controller: NodeProcess) -> None:
         """A controller is heard by nobody for as long as it takes to be followed."""

@@ -127,6 +127,7 @@ class NodeProcess(Process):
             quota_bytes=options.quota_bytes,
             local_sink=self.machine.disk is not None,
         )
+        self.core.limit_transfers(options.transfer_bytes_per_s)
         self.world.started(self)
         self.core.require_lease()
         self.heartbeats = Heartbeats(self)

@@ -65,6 +65,8 @@ class Options(msgspec.Struct, frozen=True):
     splits: float
     overtakes: float
     ambushes: float
+    orphans: float
+    transfer_bytes_per_s: int
 
     def lines(self) -> str:
         """All settings, one a line."""
@@ -145,9 +147,9 @@ def _lean(seed: int) -> dict[str, object]:
     random = Random(f"{seed} lean")
     extra = (
         *("aim", "strikes", "slows", "stales", "usurps", "splits"),
-        *("overtakes", "ambushes"),
+        *("overtakes", "ambushes", "orphans"),
     )
-    plain: dict[str, object] = {"lean": "", **dict.fromkeys(extra, 0.0)}
+    plain: dict[str, object] = {"lean": "", **dict.fromkeys(extra, 0.0), "transfer_bytes_per_s": 0}
     lean = random.choices(["", "turnover", "shorthanded", "stale"], [6, 3, 2, 3])[0]
     if lean == "turnover":
         return {**plain, "lean": lean, **_turnover(random)}
@@ -160,6 +162,8 @@ def _lean(seed: int) -> dict[str, object]:
         return {**plain, "lean": lean, **_overtaken(random)}
     if lean == "joining":
         return {**plain, "lean": lean, **_joining(random)}
+    if random.random() < 0.4:
+        return {**plain, "lean": "orphaned", **_orphaned(random)}
     return plain
 
 
@@ -291,4 +295,32 @@ def _joining(random: Random) -> dict[str, object]:
         "coordinator_crashes": 0.0,
         "aim": 0.2,
         "ambushes": random.choice([0.5, 0.9]),
+    }
+
+
+def _orphaned(random: Random) -> dict[str, object]:
+    """The last complete copy ends, while one that was taken out and a tail are there."""
+    return {
+        "nodes": random.choice([4, 4, 5]),
+        "partitions": random.choice([1, 1, 2]),
+        "copies": random.choice([2, 3, 3]),
+        "min_in_sync": 2,
+        "motion_max": 64,
+        "clients": random.randint(3, 5),
+        "in_flight": random.choice([2, 4]),
+        "operations": random.randint(1_500, 2_500),
+        "registers": random.choice([100, 200]),
+        "seconds": random.choice([8.0, 12.0]),
+        "timeout_ms": random.choice([400, 1_500]),
+        "value_bytes": 3_000,
+        "both_copies": True,
+        "crashes": 0.0,
+        "pauses": random.choice([0.0, 0.2]),
+        "cuts": 0.0,
+        "leaves": 0.0,
+        "joins": 0.0,
+        "coordinator_crashes": 0.0,
+        "strikes": random.choice([0.0, 0.05]),
+        "orphans": random.choice([0.5, 1.0]),
+        "transfer_bytes_per_s": random.choice([50_000, 150_000]),
     }

@@ -31,6 +31,8 @@ CORE = {
     "asked-copy-does-not-count": "* a change request under way counts for a commit",
     "min-in-sync-ignored": "* a commit needs min_in_sync at commit, not only at admission",
     "join-before-table": "* a copy wipes its data only after it has read the join in the table",
+    "recovery-ignores-predecessor": "* a tail completes a copy whose log reaches to its own",
+    "recovered-unread": "a former copy serves once it has all that the tail has",
     "tail-does-not-count": "every tail must have a record before it commits",
     "acks-carried-over": "only acknowledgements of this epoch count",
     "ack-what-is-not-verified": "a follower acknowledges what was verified in this epoch",

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from spacegrid.machine.events import ChangeKind
 from spacegrid.machine.table import State
 
 from .history import OK, PENDING, UNKNOWN, Call
@@ -169,6 +170,58 @@ def test_on_one_copy_after_a_shrink_nothing_is_committed() -> None:
     stage.pass_ms(1_000)
     assert written.outcome == PENDING or written.outcome == UNKNOWN
     stage.judged()
+
+
+def without_in_sync(process: NodeProcess) -> None:
+    """What this primary asks for to let a tail be in sync does not arrive."""
+    control = process._control
+    ask = control.ask_changes
+    control.ask_changes = lambda changes: ask(  # type: ignore[method-assign]
+        [change for change in changes if change[3] != ChangeKind.IN_SYNC]
+    )
+
+
+def test_a_removed_copy_is_completed_from_a_tail_when_the_last_complete_one_ends() -> None:
+    stage = Stage(nodes=3)
+    last, former = stage.primary, stage.backup
+    without_in_sync(last)
+    former.pause(stale=False)
+    stage.until(lambda: stage.entry.former == (former.incarnation,) and stage.entry.tails, 5_000)
+    tail = stage.entry.tails[0].copy
+    assert stage.done(stage.ask("put", b"second")).outcome == OK
+    former.resume()
+    stage.pass_ms(100)
+    assert (stage.entry.in_sync, stage.entry.primary) == ((last.incarnation,), last.incarnation)
+    last.machine.crash()
+    stage.until(lambda: stage.entry.primary == former.incarnation, 1_000)
+    assert tail in stage.entry.members()
+    assert stage.done(stage.ask("get"), 1_000).value == b"second"
+    assert stage.done(stage.ask("put", b"third"), 1_000).outcome == OK
+    stage.judged()
+    assert not stage.audit.lost
+
+
+def test_a_removed_copy_that_does_not_reach_the_tail_is_never_served() -> None:
+    stage = Stage(nodes=4, copies=3)
+    last = stage.primary
+    without_in_sync(last)
+    former, third = (stage.processes[copy] for copy in stage.entry.in_sync[1:])
+    third.machine.crash()
+    former.pause(stale=False)
+    stage.until(lambda: stage.entry.former == (former.incarnation,) and stage.entry.tails, 5_000)
+    first = stage.processes[stage.entry.tails[0].copy]
+    assert stage.done(stage.ask("put", b"without the former copy")).outcome == OK
+    stage.add_machine().start()
+    stage.until(lambda: len(stage.entry.tails) == 2, 5_000)
+    first.machine.crash()
+    stage.until(lambda: len(stage.entry.tails) == 1, 5_000)
+    assert stage.entry.former == (former.incarnation,)
+    former.resume()
+    stage.pass_ms(100)
+    last.machine.crash()
+    stage.pass_ms(3_000)
+    assert (stage.entry.state, stage.entry.primary) == (State.UNAVAILABLE, 0)
+    assert stage.audit.waits_for_operator(0)
 
 
 def test_registrations_that_blink_lose_nothing() -> None:
