@@ -11,6 +11,7 @@ from spacegrid.machine.events import (
     ChangesRequested,
     ConfirmTerm,
     ControllerChanged,
+    DrainRequested,
     Effect,
     Heartbeat,
     HeartbeatAnswer,
@@ -40,7 +41,7 @@ from spacegrid.machine.liveness import (
     SUSPECT_MS,
     Liveness,
 )
-from spacegrid.machine.table import PartitionEntry, Registration, State, Table
+from spacegrid.machine.table import Joining, PartitionEntry, Registration, State, Table
 from spacegrid.machine.term import HeldTerm
 
 LIFE = bytes(16)
@@ -204,12 +205,20 @@ def test_a_fresh_controller_believes_that_everyone_has_a_lease_of_the_one_before
 class Desk:
     """A controller with its shell: the clock, and the answers of the coordinator."""
 
-    def __init__(self, *alive: int, primary: int = 2, in_sync: tuple[int, ...] = (2, 3)) -> None:
+    def __init__(
+        self,
+        *alive: int,
+        primary: int = 2,
+        in_sync: tuple[int, ...] = (2, 3),
+        target: int = 0,
+        min_in_sync: int = 2,
+    ) -> None:
         self.now_ms = 0
         self.controller = Controller()
         self.writes: list[WriteTable] = []
-        self.entry = PartitionEntry(0, 3, 9, State.OK, primary, in_sync)
-        self.table = Table(5, LIFE, 1, 2, 2, (self.entry,))
+        self.entry = PartitionEntry(0, 3, 9, State.OK, primary, in_sync, target=target)
+        copies = max(2, len(in_sync))
+        self.table = Table(5, LIFE, 1, copies, min_in_sync, (self.entry,))
         self.alive = alive
         self.handle(BecameController(self.table, nodes(*alive), TERM))
 
@@ -320,6 +329,47 @@ def test_a_backup_that_is_back_and_missed_nothing_is_in_sync_again() -> None:
     (entry,) = desk.writes[0].entries
     assert (entry.in_sync, entry.former) == ((2, 3), ())
     assert entry.epoch == 4, "both sides begin anew"
+
+
+def test_no_copy_is_dropped_for_one_that_has_ended_meanwhile() -> None:
+    """A controller that stood still hears first what was asked, then who has ended."""
+    desk = Desk(1, 2, 3, in_sync=(2, 1))
+    desk.accept()
+    desk.run(2 * FRESH_WAIT_MS, 1, 2, 3)
+    desk.handle(DrainRequested(1))
+    assert desk.accept().entries[0].joining == (Joining(3, 10),)
+    desk.handle(ChangesRequested((Change(0, 3, 10, ChangeKind.TAIL, 3),), sender=2))
+    assert len(desk.accept().entries[0].tails) == 1
+    desk.handle(ChangesRequested((Change(0, 3, 11, ChangeKind.IN_SYNC, 3),), sender=2))
+    desk.handle(RegistrationsChanged(nodes(1)))
+    assert desk.accept().entries[0].in_sync == (2, 1, 3)
+    entry = desk.writes[-1].entries[0]
+    assert (entry.state, entry.primary) == (State.OK, 1), "the last complete copy serves"
+
+
+def test_copies_that_one_write_removes_are_all_remembered() -> None:
+    desk = Desk(2, 3, 4, in_sync=(2, 3, 4), min_in_sync=2)
+    desk.handle(ChangesRequested((Change(0, 3, 9, ChangeKind.SHRINK, 4),), sender=2))
+    desk.handle(RegistrationsChanged(nodes(2, 4)))
+    assert not desk.accept().entries, "the first write of a controller says nothing"
+    (entry,) = desk.accept().entries
+    assert (entry.in_sync, set(entry.former)) == ((2,), {3, 4})
+    desk.run(desk.now_ms + 2 * FRESH_WAIT_MS, 2, 4)
+    desk.handle(RegistrationsChanged(nodes(4)))
+    assert desk.writes[-1].entries[0].primary == 4, "it has everything that was committed"
+
+
+def test_a_copy_that_is_back_ends_a_hand_over_that_waits_for_a_commit_without_it() -> None:
+    desk = Desk(2, 3, 4, in_sync=(2, 3, 4), target=3, min_in_sync=3)
+    desk.accept()
+    desk.run(2 * FRESH_WAIT_MS, 2, 3, 4)
+    desk.run(desk.now_ms + SUSPECT_MS, 2, 3)
+    entry = desk.accept().entries[0]
+    assert (entry.in_sync, entry.former, entry.target) == ((2, 3), (4,), 3)
+    desk.beat(4)
+    entry = desk.writes[-1].entries[0]
+    assert (entry.primary, entry.in_sync, entry.former) == (2, (2, 3, 4), ())
+    assert entry.epoch == 4, "whoever stopped for the hand-over goes on"
 
 
 def test_a_partition_whose_copies_hang_is_unavailable_and_not_lost() -> None:

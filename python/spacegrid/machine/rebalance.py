@@ -93,7 +93,10 @@ def _step(draft: Draft, entry: PartitionEntry, wanted: Goal, may_move: bool) -> 
     was_moving = _moves(entry, wanted)
     may_move = may_move or was_moving
     entry = _add_copies(draft, entry, wanted, may_move)
-    in_place = all(copy in entry.in_sync for copy in wanted)
+    # By the table, not by this write: what a primary asked for may have waited as long as the news
+    # that its new copy has ended, and then the one to be dropped is the last complete one.
+    written = draft.table.entries[entry.partition].in_sync
+    in_place = all(copy in entry.in_sync and copy in written for copy in wanted)
     if may_move and not entry.target and entry.primary != wanted[0] and wanted[0] in entry.in_sync:
         entry = draft.change(entry.partition, target=wanted[0])
     if in_place:

@@ -118,9 +118,10 @@ def _readmit(draft: Draft, entry: PartitionEntry) -> None:
     """Former copies that are back: nothing was committed since, so they are as complete as ever.
 
     In a new epoch, since such a copy may have seen nothing of its removal: both sides begin anew.
+    That also ends a hand-over under way, which waits for a commit that needs the copy.
     """
     few = len(entry.in_sync) < draft.table.min_in_sync
-    if not few or entry.tails or entry.target:
+    if not few or entry.tails:
         return
     room = draft.table.copies - len(entry.in_sync)
     back = tuple(
@@ -226,15 +227,20 @@ def _former(
 ) -> tuple[int, ...]:
     """The complete copies that were removed and that nothing was committed after.
 
+    All that one write removes are equal: whichever of them was removed first, the primary waits for
+    it until it reads that write.
+
     Args:
-        draft: Where ``min_in_sync`` is.
+        draft: Where ``min_in_sync`` is, and the entry before this write.
         entry: Before the removal.
         in_sync: After it.
         tails: Whether a tail is left.
     """
-    if len(in_sync) >= draft.table.min_in_sync or (entry.tails and not tails):
+    if len(in_sync) >= draft.table.min_in_sync:
         return ()
-    known = (*entry.former, *entry.in_sync)
+    # With the last tail goes what knows of the commits that it made up for.
+    before = () if entry.tails and not tails else entry.former
+    known = (*before, *draft.table.entries[entry.partition].in_sync, *entry.in_sync)
     return tuple(copy for copy in dict.fromkeys(known) if copy not in in_sync)
 
 
