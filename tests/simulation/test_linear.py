@@ -30,12 +30,26 @@ def test_one_after_another_is_fine() -> None:
 
 
 def test_overlapping_calls_may_take_effect_in_any_order() -> None:
-    calls = [put(0, 10, b"a", 1), put(0, 10, b"b", 2), get(11, 12, b"a", 1), get(13, 14, b"a", 1)]
+    calls = [put(0, 10, b"a", 2), put(0, 10, b"b", 1), get(11, 12, b"a", 2), get(13, 14, b"a", 2)]
     assert not check_key(calls)
+
+
+def test_an_order_that_contradicts_the_versions_is_found() -> None:
+    calls = [put(0, 10, b"a", 1), put(0, 10, b"b", 2), get(11, 12, b"a", 1), get(13, 14, b"a", 1)]
+    assert check_key(calls)
 
 
 def test_a_stale_read_is_found() -> None:
     assert check_key([put(0, 1, b"a", 1), put(2, 3, b"b", 2), get(4, 5, b"a", 1)])
+
+
+def test_a_stale_read_is_as_old_as_it_says_and_no_older() -> None:
+    written = [put(0, 1_000, b"a", 1), put(2_000, 3_000, b"b", 2)]
+    read = call("stale", 20_000, 21_000, value=b"a", version=1, age_ms=18)
+    assert not check_key([*written, read])
+    read.age_ms = 10
+    assert check_key([*written, read])
+    assert check_key([*written, call("confirmed", 20_000, 21_000, value=b"a", version=1)])
 
 
 def test_a_lost_write_is_found() -> None:

@@ -8,8 +8,9 @@ none. A failed one has none: a read of its value then fits nowhere.
 
 What keeps the search short where many outcomes are unknown: a state with the same certain
 operations done is not tried again when fewer or the same unknown ones had been used up before; of
-unknown operations that do the same, only the one that began first is tried; and all values that no
-answer shows are one.
+unknown operations that do the same, only the one that began first is tried; all values that no
+answer shows are one; and certain writes go in the order of their versions, which is the order in
+which they were committed.
 
 The object is one entry: a value or absence. Values written must be told apart (each written once),
 except by incr. Pure. Who calls: `checks`, the simulator.
@@ -151,8 +152,10 @@ class _Search:
             operation.ended if operation.status is Status.OK else _NEVER for operation in operations
         ]
         self._must = sum(1 << index for index, end in enumerate(self._ends) if end != _NEVER)
-        #: Before each unknown operation, those that do the same and began earlier.
+        #: Before each unknown operation, those that do the same and began earlier; before each
+        #: certain write, those of an earlier version.
         self._before = self._alike()
+        self._order_versions()
         #: (certain ones done, state): the sets of unknown ones that were used up to get there.
         self._tried: dict[tuple[int, Any], list[int]] = {}
 
@@ -165,6 +168,21 @@ class _Search:
                 before[index] = groups.get(alike, 0)
                 groups[alike] = before[index] | 1 << index
         return before
+
+    def _order_versions(self) -> None:
+        """A certain write comes after all those of earlier versions."""
+        versions = sorted(
+            (operation.version, index)
+            for index, operation in enumerate(self._operations)
+            if _wrote(operation)
+        )
+        earlier = same = 0
+        last = 0
+        for version, index in versions:
+            if version != last:
+                earlier, same, last = earlier | same, 0, version
+            self._before[index] |= earlier
+            same |= 1 << index
 
     def run(self) -> str:
         must = self._must
@@ -216,7 +234,7 @@ class _Search:
             if begins[position] > first_end:
                 break
             if before[position] & ~done:
-                continue  # One that does the same began earlier.
+                continue  # One that does the same began earlier, or has an earlier version.
             found.append(position)
             if ends[position] < first_end:
                 first_end = ends[position]
@@ -231,6 +249,15 @@ class _Search:
         return f"the longest order explains {explained} of {certain}:\n" + (
             "\n".join(f"  {operation}" for operation in window)
         )
+
+
+def _wrote(operation: Operation) -> bool:
+    """Whether it surely changed the entry, and says which version it made."""
+    if operation.status is not Status.OK or not operation.version:
+        return False
+    if operation.kind in ("put_if_absent", "replace", "delete"):
+        return operation.result is True
+    return operation.kind in ("put", "incr")
 
 
 def _lowest_open(done: int) -> int:
