@@ -94,7 +94,12 @@ class Audit:
                 )
 
     def primaries(self) -> None:
-        """At this instant at most one node may answer for a partition: primary, under a lease."""
+        """At this instant at most one node may answer for a partition: primary, under a lease.
+
+        Not so where clocks stand still: there only writes and confirmed reads are right, and asked.
+        """
+        if self.world.options.freezes:
+            return
         claims: dict[int, int] = {}
         for process in self.world.running():
             core, table = process.core, process.table

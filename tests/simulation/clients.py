@@ -2,7 +2,8 @@
 
 Every value that is put is unique, so what a read shows says which write it saw. Registers take puts
 of all kinds and deletes; counters only grow; turn keys are counted by a unit; leases have a time to
-live. A client sends an unknown outcome again until it is known, unless it gives up.
+live. Some reads are confirmed, some are stale, which any complete copy answers. A client sends an
+unknown outcome again until it is known, unless it gives up.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ TIMEOUT = 255
 STATUS_OK, MISS, CONFLICT, LOST, MEMORY_FULL, STATUS_UNKNOWN = 0, 1, 2, 5, 8, 9
 CONNECT_RETRY_US = 20 * MS
 ROUTES_PAUSE_US = 15 * MS
+AGE_BYTES = 8
 
 
 class Connection:
@@ -90,6 +92,7 @@ class SimClient:
         self.open = 0
         self._connecting: set[int] = set()
         self._random = world.schedule.random(f"client {index}")
+        self._reads = world.schedule.random(f"reads {index}")
         self._asked_routes_us = -SECOND
         self._asked = index
         self._poll_at: int | None = None
@@ -141,9 +144,10 @@ class SimClient:
             self.place, process.place, ask, self._take_routes, lambda: None, 1 * SECOND
         )
 
-    def _take_routes(self, routes: tuple[int, list[int]] | None) -> None:
+    def _take_routes(self, routes: tuple[int, list[int], list[list[int]]] | None) -> None:
         if routes is not None and self.machine is not None:
-            revision, slots = routes
+            revision, slots, backups = routes
+            self.machine.set_backups(backups)
             self.machine.set_routes(revision, [slot or -1 for slot in slots])
             self._poll()
 
@@ -229,7 +233,22 @@ class SimClient:
         self.world.schedule.after(delay, self._ask)
 
     def _ask(self) -> None:
-        self.ask(self._choose())
+        call = self._choose()
+        if call.kind == "get" and not call.key.startswith(b"lease"):
+            self._choose_read(call)
+        self.ask(call)
+
+    def _choose_read(self, call: Call) -> None:
+        """How to get: as always, confirmed, or of any complete copy.
+
+        Not of keys with a time to live: a backup ends those by its own wall clock.
+        """
+        options, random = self.world.options, self._reads
+        plain = max(0.0, 1 - options.stale_reads - options.confirmed_reads)
+        weights = [plain, options.confirmed_reads, options.stale_reads]
+        call.kind = random.choices(["get", "confirmed", "stale"], weights)[0]
+        if call.kind == "stale":
+            call.age_ms = random.choice([50, 200, 1_000, 10_000])
 
     def _choose(self) -> Call:
         random, world = self._random, self.world
@@ -254,6 +273,8 @@ class SimClient:
         kind = random.choices(kinds, [5, 4, 2, 2, 2])[0]
         if kind == "cas" and key not in self._versions:
             kind = "get"
+        if options.freezes and kind != "get":
+            kind = "put"  # A refusal, and that nothing was there, are reads and not confirmed.
         return Call(self.index, kind, key, value, self._versions.get(key, 0))
 
     def _value(self) -> bytes:
@@ -272,6 +293,10 @@ class SimClient:
         match call.kind:
             case "get":
                 machine.get(self._map, call.key, call, timeout)
+            case "confirmed":
+                machine.get(self._map, call.key, call, timeout, True)
+            case "stale":
+                machine.get_stale(self._map, call.key, call, timeout, call.age_ms)
             case "turn_get":
                 machine.get(self._turn_map, call.key, call, timeout)
             case "put":
@@ -314,6 +339,9 @@ class SimClient:
             self._end(call, FAILED)
             return
         if status in (STATUS_OK, MISS, CONFLICT):
+            if call.kind == "stale":
+                self._take_age(call, value)
+                value = value[AGE_BYTES:]
             call.value, call.version = _shown(call, status, value), version
             if version and status != MISS:
                 self._versions[call.key] = version
@@ -330,6 +358,12 @@ class SimClient:
             self.world.audit.violation(f"status {status} for {call}")
             self._end(call, UNKNOWN)
 
+    def _take_age(self, call: Call, value: bytes) -> None:
+        age_ms = int.from_bytes(value[:AGE_BYTES], "little")
+        if age_ms > call.age_ms:
+            self.world.audit.violation(f"an answer of {age_ms} ms, asked for {call}")
+        call.age_ms = age_ms
+
     def _end(self, call: Call, outcome: str) -> None:
         call.outcome = outcome
         call.end_us = self.world.schedule.now_us
@@ -341,7 +375,8 @@ class SimClient:
 def _shown(call: Call, status: int, value: Any) -> Any:
     if status == MISS:
         return None
-    if call.kind in ("turn", "turn_get") or (call.kind == "get" and call.key.startswith(b"count")):
+    read = call.kind in ("get", "confirmed", "stale")
+    if call.kind in ("turn", "turn_get") or (read and call.key.startswith(b"count")):
         return msgspec.msgpack.decode(value)
     return value
 

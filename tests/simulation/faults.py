@@ -45,6 +45,9 @@ class Faults:
             ("split", options.splits),
             ("overtake", options.overtakes),
             ("orphan", options.orphans),
+            ("freeze", options.freezes),
+            ("late", options.lates),
+            ("estrange", options.estranges),
         ):
             if rate > 0:
                 self._plan(rate, getattr(self, f"_{name}"))

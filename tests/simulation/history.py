@@ -14,7 +14,8 @@ class Call:
     """One operation of a client.
 
     Attributes:
-        kind: get, put, absent (put if absent), cas (put onto a version), delete, incr, turn.
+        kind: get, confirmed and stale (two more ways to get), put, absent (put if absent), cas (put
+            onto a version), delete, incr, turn.
         key: Which entry.
         argument: The value put, or the amount added.
         expected: For cas: the version it is put onto.
@@ -26,6 +27,8 @@ class Call:
         status: Status of the answer.
         value: What the answer shows: an entry's value, or a number.
         version: Version in the answer.
+        age_ms: For stale: how old the answer says that it may be, by the clock of who gave it;
+            until it comes, how old it may be at most.
     """
 
     client: int
@@ -40,13 +43,15 @@ class Call:
     status: int = -1
     value: Any = None
     version: int = 0
+    age_ms: int = 0
 
     def __str__(self) -> str:
         end = f"{self.end_us / 1e6:.6f}" if self.end_us >= 0 else "?"
         answer = f"{self.outcome} {self.status} {_short(self.value)} {_position(self.version)}"
         expected = f" onto {_position(self.expected)}" if self.kind == "cas" else ""
+        kind = f"stale ({self.age_ms} ms)" if self.kind == "stale" else self.kind
         return (
-            f"[{self.begin_us / 1e6:.6f}, {end}] client {self.client} {self.kind} "
+            f"[{self.begin_us / 1e6:.6f}, {end}] client {self.client} {kind} "
             f"{_short(self.argument)}{expected} -> {answer}"
         )
 

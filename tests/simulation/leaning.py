@@ -1,9 +1,10 @@
-"""Faults that only leaning runs meet (options.py): schedules that chance alone seldom makes.
+"""Faults that only leaning runs meet (leans.py): schedules that chance alone seldom makes.
 
 They look at the table to find out where it hurts, and what they do is drawn from the seed: one slow
 way, a primary out of reach of those who depose it, a controller that goes when only it is heard, a
-primary that ends while its followers differ, a controller that decides by an old table, joins that
-are caught half way, last copies that end then, and strikes at changes of the table.
+primary that ends while its followers differ, or with records that come late, one that is estranged
+from its copies, a controller that decides by an old table, joins that are caught half way, last
+copies that end then, clocks that stand still, and strikes at changes of the table.
 """
 
 from __future__ import annotations
@@ -177,6 +178,61 @@ class LeaningFaults(Faults):
         for process in self.world.running():
             if process is not controller:
                 self._cut_for(1_500, (controller.place, process.place))
+
+    def _late(self) -> str:
+        """A primary ends with records under way to all of its followers, and they come late."""
+        world, random = self.world, self.random
+        whole = world.options.copies
+        entries = [
+            entry
+            for entry in world.coordination.state.table.entries
+            if len(entry.in_sync) == whole and self._alive(entry.primary) is not None
+        ]
+        if not entries:
+            return ""
+        entry = random.choice(entries)
+        primary = self._alive(entry.primary)
+        assert primary is not None
+        for process in [self._alive(copy) for copy in entry.in_sync if copy != entry.primary]:
+            if process is not None:
+                self._cut_for(200, (primary.place, process.place))
+        delay = random.uniform(5, 60) * MS
+        world.schedule.after(delay, self._crash_if_safe, primary.machine)
+        return "late"
+
+    def _estrange(self) -> str:
+        """A primary loses its followers and those who depose it; clients reach it and its heir.
+
+        Where too few copies are left to commit anything it is taken in again, with another log.
+        """
+        primary = self._primary()
+        if primary is None:
+            return ""
+        for process in self.world.running():
+            if process is not primary:
+                self._cut_for(300, (primary.place, process.place))
+                self._cut_for(300, (process.place, primary.place))
+        self._stale_for(primary)
+        return "estrange"
+
+    def _freeze(self) -> str:
+        """A primary's machine stands still, clocks and all, and is late to hear who followed it.
+
+        Perhaps another copy is cut off with it, and still follows nobody else when it goes on.
+        """
+        world, random = self.world, self.random
+        entry = random.choice(world.coordination.state.table.entries)
+        primary = self._alive(entry.primary)
+        if primary is None or primary.paused:
+            return ""
+        self._stale_for(primary)
+        others = [self._alive(copy) for copy in entry.in_sync if copy != entry.primary]
+        for process in [one for one in others if one is not None][:-1]:
+            if random.random() < 0.7:
+                self._stale_for(process)
+        primary.pause(stale=False, clocks=True)
+        world.schedule.after(random.uniform(0.5, 1.5) * SECOND, primary.resume)
+        return "freeze"
 
     def _pause_now(self, process: NodeProcess) -> None:
         if self.on:

@@ -236,15 +236,20 @@ class NodeProcess(Process):
         self._next_stream += 1
         return self.incarnation << 32 | self._next_stream
 
-    def routes(self) -> tuple[int, list[int]] | None:
-        """What the node tells clients: revision, and who answers for each partition."""
+    def routes(self) -> tuple[int, list[int], list[list[int]]] | None:
+        """What the node tells clients: revision, who answers for each partition, its backups."""
         if self.table is None:
             return None
         spokesman = min(self.registrations, default=0)
-        return self.table.revision, [
+        primaries = [
             spokesman if entry.state is State.LOST else entry.primary
             for entry in self.table.entries
         ]
+        backups = [
+            [copy for copy in entry.in_sync if copy != entry.primary]
+            for entry in self.table.entries
+        ]
+        return self.table.revision, primaries, backups
 
     # ---- effects
 

@@ -6,6 +6,8 @@ from random import Random
 
 import msgspec
 
+from .leans import lean
+
 
 class Options(msgspec.Struct, frozen=True):
     """One run's settings. Rates are chances per occasion, or occasions per second of a phase."""
@@ -29,6 +31,8 @@ class Options(msgspec.Struct, frozen=True):
     give_up_rate: float
     value_bytes: int
     quota_bytes: int
+    stale_reads: float
+    confirmed_reads: float
     # network
     delay_us: float
     jitter_us: float
@@ -66,6 +70,9 @@ class Options(msgspec.Struct, frozen=True):
     overtakes: float
     ambushes: float
     orphans: float
+    freezes: float
+    lates: float
+    estranges: float
     transfer_bytes_per_s: int
 
     def lines(self) -> str:
@@ -132,195 +139,7 @@ def draw(seed: int, **fixed: object) -> Options:
         "pause_ms": random.choice([30.0, 300.0, 1_500.0]),
         "cut_ms": random.choice([50.0, 400.0, 2_000.0]),
         "fault_effects": random.random() < 0.7,
+        "stale_reads": random.choice([0.0, 0.2, 0.5]),
+        "confirmed_reads": random.choice([0.0, 0.2, 0.5]),
     }
-    return Options(**{**drawn, **_lean(seed), **fixed})  # type: ignore[arg-type]
-
-
-def _lean(seed: int) -> dict[str, object]:
-    """What a run leans to: about one in five takes every option as it was drawn.
-
-    Some mistakes show in few schedules only, which chance alone seldom makes: a primary that ends
-    with records in flight to one of several followers; a copy that is lost while another one joins;
-    a leader that nobody of those who replace it can reach; one who decides by a table of before.
-    A leaning run draws those more often.
-    """
-    random = Random(f"{seed} lean")
-    extra = (
-        *("aim", "strikes", "slows", "stales", "usurps", "splits"),
-        *("overtakes", "ambushes", "orphans"),
-    )
-    plain: dict[str, object] = {"lean": "", **dict.fromkeys(extra, 0.0), "transfer_bytes_per_s": 0}
-    lean = random.choices(["", "turnover", "shorthanded", "stale"], [6, 3, 2, 3])[0]
-    if lean == "turnover":
-        return {**plain, "lean": lean, **_turnover(random)}
-    if lean == "shorthanded":
-        return {**plain, "lean": lean, **_shorthanded(random)}
-    if lean == "stale":
-        return {**plain, "lean": lean, **_stale(random)}
-    lean = random.choices(["", "overtaken", "joining"], [3, 2, 2])[0]
-    if lean == "overtaken":
-        return {**plain, "lean": lean, **_overtaken(random)}
-    if lean == "joining":
-        return {**plain, "lean": lean, **_joining(random)}
-    if random.random() < 0.4:
-        return {**plain, "lean": "orphaned", **_orphaned(random)}
-    return plain
-
-
-def _turnover(random: Random) -> dict[str, object]:
-    """Primaries change with much in flight, to followers that have not all the same."""
-    delay_us = random.choice([200.0, 500.0, 2_000.0])
-    return {
-        "nodes": random.randint(4, 5),
-        "partitions": random.choice([1, 2, 3]),
-        "copies": 3,
-        "min_in_sync": random.choice([2, 2, 3]),
-        "clients": random.randint(4, 6),
-        "in_flight": random.choice([4, 8]),
-        "operations": random.randint(1_000, 2_000),
-        "registers": 12,
-        "seconds": random.choice([3.0, 5.0]),
-        "timeout_ms": random.choice([400, 1_500]),
-        "value_bytes": 10,
-        "delay_us": delay_us,
-        "jitter_us": delay_us * random.choice([1.0, 4.0]),
-        "late_rate": random.choice([0.5, 1.0]),
-        "repeat_rate": 0.5,
-        "both_copies": False,
-        "crashes": random.uniform(1.0, 3.0),
-        "pauses": random.choice([0.0, 0.5, 1.0]),
-        "cuts": random.choice([0.0, 0.5]),
-        "resets": random.choice([0.0, 2.0, 10.0]),
-        "joins": 0.2,
-        "leaves": 0.0,
-        "coordinator_crashes": 0.0,
-        "aim": 0.7,
-        "strikes": random.choice([0.2, 0.5]),
-        "slows": random.choice([0.5, 2.0]),
-        "stales": random.choice([0.0, 0.5]),
-        "splits": random.choice([0.5, 2.0, 4.0]),
-    }
-
-
-def _shorthanded(random: Random) -> dict[str, object]:
-    """Copies go while others are on their way in; what is lost must be lost, and nothing else."""
-    return {
-        "nodes": random.randint(3, 5),
-        "partitions": random.choice([5, 8]),
-        "copies": 2,
-        "min_in_sync": 2,
-        "clients": random.randint(4, 6),
-        "in_flight": 8,
-        "seconds": random.choice([2.0, 5.0]),
-        "timeout_ms": random.choice([400, 1_500]),
-        "value_bytes": random.choice([10, 3_000]),
-        "both_copies": random.random() < 0.6,
-        "crashes": random.uniform(0.1, 0.5),
-        "pauses": random.uniform(0.5, 1.5),
-        "pause_ms": random.choice([300.0, 800.0]),
-        "leaves": 0.0,
-        "coordinator_crashes": 0.0,
-        "aim": 0.3,
-        "strikes": random.choice([0.1, 0.2, 0.4]),
-        "slows": random.choice([0.5, 2.0]),
-    }
-
-
-def _stale(random: Random) -> dict[str, object]:
-    """Who answers, decides or holds a lease is cut off from those who take it away."""
-    return {
-        "partitions": random.choice([1, 3, 5, 8]),
-        "clients": random.randint(4, 6),
-        "in_flight": random.choice([2, 8]),
-        "seconds": random.choice([4.0, 8.0]),
-        "late_rate": random.choice([0.5, 1.0]),
-        "crashes": random.choice([0.0, 0.3]),
-        "pauses": random.choice([0.0, 0.5]),
-        "pause_ms": random.choice([300.0, 800.0]),
-        "cut_ms": random.choice([400.0, 1_000.0]),
-        "resets": random.choice([0.0, 2.0]),
-        "leaves": 0.0,
-        "aim": 0.5,
-        "strikes": random.choice([0.0, 0.1]),
-        "slows": random.choice([0.5, 2.0]),
-        "stales": random.choice([0.5, 1.5]),
-        "usurps": random.choice([0.5, 1.0]),
-    }
-
-
-def _overtaken(random: Random) -> dict[str, object]:
-    """Controllers follow each other, and the table was written since the new one's was sent."""
-    return {
-        "nodes": random.randint(4, 6),
-        "partitions": random.choice([3, 5, 8]),
-        "copies": random.choice([2, 3, 3]),
-        "min_in_sync": 2,
-        "motion_max": 64,
-        "clients": random.randint(3, 5),
-        "in_flight": random.choice([2, 4]),
-        "operations": random.randint(1_000, 1_500),
-        "seconds": random.choice([5.0, 8.0]),
-        "value_bytes": 10,
-        "both_copies": False,
-        "crashes": random.uniform(0.3, 1.0),
-        "pauses": random.choice([0.0, 0.5]),
-        "cuts": 0.0,
-        "resets": 0.0,
-        "leaves": 0.0,
-        "coordinator_crashes": 0.0,
-        "aim": 0.7,
-        "overtakes": random.choice([0.5, 1.0]),
-    }
-
-
-def _joining(random: Random) -> dict[str, object]:
-    """Joins are caught half way; keys are so many that most are not written again soon."""
-    return {
-        "nodes": random.randint(3, 5),
-        "partitions": random.choice([1, 2, 3]),
-        "copies": 2,
-        "min_in_sync": 2,
-        "clients": random.randint(4, 6),
-        "in_flight": random.choice([4, 8]),
-        "operations": random.randint(1_500, 2_500),
-        "registers": random.choice([100, 300]),
-        "seconds": random.choice([4.0, 6.0]),
-        "value_bytes": random.choice([10, 3_000]),
-        "both_copies": False,
-        "crashes": random.uniform(0.3, 1.0),
-        "pauses": random.uniform(0.5, 1.5),
-        "pause_ms": random.choice([800.0, 1_500.0]),
-        "cuts": 0.0,
-        "leaves": 0.0,
-        "coordinator_crashes": 0.0,
-        "aim": 0.2,
-        "ambushes": random.choice([0.5, 0.9]),
-    }
-
-
-def _orphaned(random: Random) -> dict[str, object]:
-    """The last complete copy ends, while one that was taken out and a tail are there."""
-    return {
-        "nodes": random.choice([4, 4, 5]),
-        "partitions": random.choice([1, 1, 2]),
-        "copies": random.choice([2, 3, 3]),
-        "min_in_sync": 2,
-        "motion_max": 64,
-        "clients": random.randint(3, 5),
-        "in_flight": random.choice([2, 4]),
-        "operations": random.randint(1_500, 2_500),
-        "registers": random.choice([100, 200]),
-        "seconds": random.choice([8.0, 12.0]),
-        "timeout_ms": random.choice([400, 1_500]),
-        "value_bytes": 3_000,
-        "both_copies": True,
-        "crashes": 0.0,
-        "pauses": random.choice([0.0, 0.2]),
-        "cuts": 0.0,
-        "leaves": 0.0,
-        "joins": 0.0,
-        "coordinator_crashes": 0.0,
-        "strikes": random.choice([0.0, 0.05]),
-        "orphans": random.choice([0.5, 1.0]),
-        "transfer_bytes_per_s": random.choice([50_000, 150_000]),
-    }
+    return Options(**{**drawn, **lean(seed), **fixed})  # type: ignore[arg-type]

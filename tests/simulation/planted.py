@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from spacegrid.coordinator import WriteResult
 from spacegrid.coordinator.authority import Authority
-from spacegrid.machine import controller, liveness, survival
+from spacegrid.machine import controller, liveness, survival, term
 from spacegrid.machine.draft import Draft
 from spacegrid.machine.events import Change
 from spacegrid.machine.table import PartitionEntry
@@ -55,6 +55,10 @@ CORE = {
     "lease-from-its-answer": "a lease is counted from before its heartbeat left",
     "lease-ignored": "an answer leaves under a valid lease only",
     "lease-counts-unapplied": "a lease counts once its table revision is applied",
+    "stale-of-a-removed-copy": "a stale read is as old as the proof that its copy is complete",
+    "stale-of-the-tables-alone": "a stale read is fresh when the tables have all of the log",
+    "confirmed-unasked": "a confirmed read waits for the copies' word",
+    "confirmed-by-one": "every copy that counts confirms a read, not one of them",
 }
 
 
@@ -63,7 +67,7 @@ def _former_outlives_its_tail(
 ) -> tuple[int, ...]:
     if len(in_sync) >= draft.table.min_in_sync:
         return ()
-    known = (*entry.former, *entry.in_sync)
+    known = (*entry.former, *draft.table.entries[entry.partition].in_sync, *entry.in_sync)
     return tuple(copy for copy in dict.fromkeys(known) if copy not in in_sync)
 
 
@@ -119,6 +123,10 @@ def _fresh_controller_does_not_wait() -> None:
     liveness.FRESH_WAIT_MS = 0  # type: ignore[misc]
 
 
+def _lease_outlives_its_term() -> None:
+    term.REACH_MS = 1_000_000  # type: ignore[misc]
+
+
 MACHINES: dict[str, tuple[str, Callable[[], None]]] = {
     "former-outlives-its-tail": (
         "* former is cleared when the last tail is removed",
@@ -131,6 +139,10 @@ MACHINES: dict[str, tuple[str, Callable[[], None]]] = {
     "fresh-controller-does-not-wait": (
         "a fresh controller waits for the leases of the one before",
         _fresh_controller_does_not_wait,
+    ),
+    "lease-outlives-its-term": (
+        "a lease ends a while after the reading of the term it was given under",
+        _lease_outlives_its_term,
     ),
 }
 

@@ -17,7 +17,10 @@ WALL_MS = 1_700_000_000_000
 
 
 class Clock:
-    """A machine's clocks: both drift, the wall clock also jumps."""
+    """A machine's clocks: both drift, the wall clock also jumps, and both may stand still.
+
+    That they stand still (a guest that is paused and not told) is outside of what leases assume.
+    """
 
     def __init__(self, schedule: Schedule, booted_us: int, drift_ppm: float, wall_ms: int) -> None:
         self._schedule = schedule
@@ -26,14 +29,28 @@ class Clock:
         self._wall_ms = WALL_MS + wall_ms - booted_us // MS
         #: What operators and time servers have done to the wall clock.
         self.jump_ms = 0
+        self._still_us = 0
+        self._stopped_us: int | None = None
 
     def boot_ms(self) -> int:
         """CLOCK_BOOTTIME: goes on through everything, at this machine's rate."""
-        return int(self._schedule.now_us * self._rate + self._booted_us) // MS
+        now_us = self._schedule.now_us if self._stopped_us is None else self._stopped_us
+        return int((now_us - self._still_us) * self._rate + self._booted_us) // MS
 
     def wall_ms(self) -> int:
         """CLOCK_REALTIME."""
         return self._wall_ms + self.boot_ms() + self.jump_ms
+
+    def stop(self) -> None:
+        """Stand still."""
+        if self._stopped_us is None:
+            self._stopped_us = self._schedule.now_us
+
+    def go_on(self) -> None:
+        """Go on from where it stood, if it did."""
+        if self._stopped_us is not None:
+            self._still_us += self._schedule.now_us - self._stopped_us
+            self._stopped_us = None
 
 
 class Process:
@@ -104,15 +121,18 @@ class Process:
                         continue
             act(*args)
 
-    def pause(self, *, stale: bool) -> None:
+    def pause(self, *, stale: bool, clocks: bool = False) -> None:
         """Stop executing.
 
         Args:
             stale: It had just read its clocks, and will act on that when it goes on.
+            clocks: They stand still meanwhile.
         """
         if self.dead or self.paused:
             return
         self.paused = True
+        if clocks:
+            self.clock.stop()
         if stale:
             self.stale = (self.clock.boot_ms(), self.clock.wall_ms())
 
@@ -121,6 +141,7 @@ class Process:
         if self.dead or not self.paused:
             return
         self.paused = False
+        self.clock.go_on()
         inbox, self._inbox = self._inbox, deque()
         while inbox:
             if self.dead:
@@ -135,6 +156,7 @@ class Process:
     def end(self) -> None:
         """The process is no more."""
         self.dead = True
+        self.clock.go_on()
         self._inbox.clear()
 
 

@@ -15,12 +15,15 @@ from spacegrid.machine.events import ChangeKind
 from spacegrid.machine.table import State
 
 from .history import OK, PENDING, UNKNOWN, Call
+from .leans import ONLY_LEANING
 from .node import NodeProcess
 from .options import Options, draw
 from .run import World
 from .schedule import MS
 
 CALM = {
+    "lean": "",
+    **dict.fromkeys(ONLY_LEANING, 0.0),
     "crashes": 0.0,
     "pauses": 0.0,
     "cuts": 0.0,
@@ -45,6 +48,8 @@ CALM = {
     "notice_ms": 1.0,
     "local_disk": False,
     "value_bytes": 10,
+    "stale_reads": 0.0,
+    "confirmed_reads": 0.0,
 }
 KEY = b"key1"
 
@@ -222,6 +227,27 @@ def test_a_removed_copy_that_does_not_reach_the_tail_is_never_served() -> None:
     stage.pass_ms(3_000)
     assert (stage.entry.state, stage.entry.primary) == (State.UNAVAILABLE, 0)
     assert stage.audit.waits_for_operator(0)
+
+
+def test_a_removed_copy_is_forgotten_with_the_last_tail_that_made_up_for_it() -> None:
+    stage = Stage(nodes=3)
+    primary, removed = stage.primary, stage.backup
+    without_in_sync(primary)
+    removed.pause(stale=False)
+    stage.until(lambda: len(stage.entry.tails) == 1, 3_000)
+    assert stage.entry.former == (removed.incarnation,)
+    assert stage.done(stage.ask("put", b"second")).outcome == OK
+    stage.processes[stage.entry.tails[0].copy].machine.crash()
+    stage.until(lambda: not stage.entry.tails, 3_000)
+    assert stage.entry.in_sync == (primary.incarnation,)
+    primary.pause(stale=False)
+    removed.resume()
+    stage.until(lambda: stage.entry.primary != primary.incarnation, 3_000)
+    stage.pass_ms(1_000)
+    assert stage.entry.state is State.UNAVAILABLE
+    del primary._control.ask_changes
+    stage.judged()
+    assert stage.history.calls[-1].value == b"second"
 
 
 def test_registrations_that_blink_lose_nothing() -> None:

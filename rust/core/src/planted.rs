@@ -13,6 +13,8 @@ pub enum Bug {
     AckWhatIsNotVerified,
     AcksCarriedOver,
     ConditionsIgnoreOverlay,
+    ConfirmedByOne,
+    ConfirmedUnasked,
     DeposedSaysFailed,
     DirtyRead,
     EpochIgnored,
@@ -33,6 +35,8 @@ pub enum Bug {
     ResultsNotOnBackups,
     SessionIgnored,
     SnapshotResurrects,
+    StaleOfARemovedCopy,
+    StaleOfTheTablesAlone,
     TailDoesNotCount,
     TailInSyncEarly,
     TokenIgnored,
@@ -41,12 +45,14 @@ pub enum Bug {
 
 /// Name and bug.
 #[cfg(feature = "planted")]
-pub const ALL: [(&str, Bug); 29] = [
+pub const ALL: [(&str, Bug); 33] = [
     ("answer-before-commit", Bug::AnswerBeforeCommit),
     ("asked-copy-does-not-count", Bug::AskedCopyDoesNotCount),
     ("ack-what-is-not-verified", Bug::AckWhatIsNotVerified),
     ("acks-carried-over", Bug::AcksCarriedOver),
     ("conditions-ignore-overlay", Bug::ConditionsIgnoreOverlay),
+    ("confirmed-by-one", Bug::ConfirmedByOne),
+    ("confirmed-unasked", Bug::ConfirmedUnasked),
     ("deposed-says-failed", Bug::DeposedSaysFailed),
     ("dirty-read", Bug::DirtyRead),
     ("epoch-ignored", Bug::EpochIgnored),
@@ -67,6 +73,8 @@ pub const ALL: [(&str, Bug); 29] = [
     ("results-not-on-backups", Bug::ResultsNotOnBackups),
     ("session-ignored", Bug::SessionIgnored),
     ("snapshot-resurrects", Bug::SnapshotResurrects),
+    ("stale-of-a-removed-copy", Bug::StaleOfARemovedCopy),
+    ("stale-of-the-tables-alone", Bug::StaleOfTheTablesAlone),
     ("tail-does-not-count", Bug::TailDoesNotCount),
     ("tail-in-sync-early", Bug::TailInSyncEarly),
     ("token-ignored", Bug::TokenIgnored),

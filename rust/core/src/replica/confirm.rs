@@ -19,6 +19,7 @@ use super::primary::{Refusal, WAITING_MAX};
 use super::request::{Answer, Origin};
 use crate::frame::peer::Header;
 use crate::frame::reply::status;
+use crate::planted::{Bug, planted};
 
 /// A question without an answer is asked again after this long.
 const ASK_AGAIN_MS: u64 = 100;
@@ -140,7 +141,9 @@ impl Partition {
             return;
         }
         let counting = self.followers.iter().filter(|follower| follower.counts());
-        let round = counting.map(|follower| follower.confirmed).min().unwrap_or(u64::MAX);
+        let words = counting.map(|follower| follower.confirmed);
+        let all = if planted(Bug::ConfirmedByOne) { words.max() } else { words.min() };
+        let round = all.unwrap_or(u64::MAX);
         while self.confirming.waiting.front().is_some_and(|first| first.round <= round) {
             if let Some(first) = self.confirming.waiting.pop_front() {
                 let Unconfirmed { sequence, origin, answer, .. } = first;

@@ -152,7 +152,7 @@ impl Partition {
             version: current.version,
             value: if contains { &[] } else { current.value.unwrap_or_default() },
         };
-        let confirmed = operation.flags & FLAG_CONFIRMED != 0;
+        let confirmed = operation.flags & FLAG_CONFIRMED != 0 && !planted(Bug::ConfirmedUnasked);
         if (current.sequence == 0 || planted(Bug::DirtyRead)) && !confirmed {
             out.reply(origin, &reply);
         } else {

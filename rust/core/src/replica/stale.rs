@@ -17,6 +17,7 @@ use super::partition::Partition;
 use super::request::Origin;
 use crate::frame::reply::{FLAG_STALE, status};
 use crate::frame::{Operation, Reply, ReplyBuilder, ReplyFrame};
+use crate::planted::{Bug, planted};
 
 /// An answer on its way out: when it was right, the age that was asked for, then the value.
 const UNSETTLED_BYTES: usize = 16;
@@ -52,7 +53,7 @@ impl Partition {
         let last = self.log.last().sequence;
         // What a primary appended itself nobody was told of before its commit.
         let owed = if self.role == Role::Primary { last.min(self.promoted_at) } else { last };
-        if self.commit >= owed {
+        if self.commit >= owed || planted(Bug::StaleOfTheTablesAlone) {
             self.fresh = Freshness { at_ms: clock_ms, mark: owed, mark_ms: clock_ms };
         } else if self.fresh.mark_ms == 0 {
             self.fresh.mark = owed;
@@ -78,7 +79,9 @@ impl Partition {
             return;
         }
         self.look_at_freshness(out.clock_ms);
-        let known_ms = self.fresh.at_ms.min(out.member_ms);
+        let member_ms =
+            if planted(Bug::StaleOfARemovedCopy) { out.clock_ms } else { out.member_ms };
+        let known_ms = self.fresh.at_ms.min(member_ms);
         let mut value = Vec::with_capacity(UNSETTLED_BYTES);
         value.extend_from_slice(&known_ms.to_le_bytes());
         value.extend_from_slice(operation.value);
