@@ -140,11 +140,13 @@ class LeaningFaults(Faults):
             return ""
         former = random.choice(backups)
         former.pause(stale=False)
-        for process in backups:
-            if process is not former:
-                self._crash_if_safe(process.machine)
-        first = random.choice([1, 2])
-        self._orphan_on(entry.partition, primary, former, first, 100)
+        for machine in [process.machine for process in backups if process is not former]:
+            if self.safe(machine):
+                machine.crash()
+                # It joins when the tail has records by itself already.
+                world.schedule.after(random.uniform(1, 2.5) * SECOND, machine.start)
+        tails_min = random.choice([1, 2, 2]) if len(backups) > 1 else 1
+        self._orphan_on(entry.partition, primary, former, tails_min, 100)
         return "orphan"
 
     def _orphan_on(

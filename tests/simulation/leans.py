@@ -249,15 +249,15 @@ def _estranged(random: Random) -> dict[str, object]:
 def _orphaned(random: Random) -> dict[str, object]:
     """The last complete copy ends, while one that was taken out and a tail are there."""
     return {
-        "nodes": random.choice([4, 4, 5]),
-        "partitions": random.choice([1, 1, 2]),
-        "copies": random.choice([2, 3, 3]),
+        "nodes": 4,
+        "partitions": 1,
+        "copies": random.choice([2, 3, 3, 3]),
         "min_in_sync": 2,
         "motion_max": 64,
         "clients": random.randint(3, 5),
         "in_flight": random.choice([2, 4]),
         "operations": random.randint(1_500, 2_500),
-        "registers": random.choice([100, 200]),
+        "registers": 200,
         "seconds": random.choice([8.0, 12.0]),
         "timeout_ms": random.choice([400, 1_500]),
         "value_bytes": 3_000,
@@ -270,7 +270,7 @@ def _orphaned(random: Random) -> dict[str, object]:
         "coordinator_crashes": 0.0,
         "strikes": random.choice([0.0, 0.05]),
         "orphans": random.choice([0.5, 1.0]),
-        "transfer_bytes_per_s": random.choice([50_000, 150_000]),
+        "transfer_bytes_per_s": random.choice([60_000, 120_000]),
     }
 
 

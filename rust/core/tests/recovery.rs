@@ -34,6 +34,15 @@ fn chunks(_: u64, _: u64, frame: &[u8]) -> bool {
     messages.iter().any(|(_, message)| matches!(message, Message::Chunk { .. }))
 }
 
+/// Whether a frame holds records.
+fn records(_: u64, _: u64, frame: &[u8]) -> bool {
+    let some = |message: &Message<'_>| match message {
+        Message::Append { records, .. } => records.clone().next().is_some(),
+        _ => false,
+    };
+    peer::decode(frame).expect("own frame").iter().any(|(_, message)| some(message))
+}
+
 struct Cluster {
     nodes: BTreeMap<u64, Node>,
     entry: Ownership,
@@ -282,6 +291,17 @@ fn a_former_copy_is_completed_from_a_tail_and_serves_all_that_was_acknowledged()
     cluster.put(b"new", b"1");
     cluster.pass(nothing);
     assert!(cluster.asked(ChangeKind::InSync).contains(&(B, TAIL, 0)));
+}
+
+#[test]
+fn a_copy_that_agrees_and_lacks_records_is_not_called_complete() {
+    let mut cluster = bereaved();
+    cluster.recover(B);
+    cluster.carry(records);
+    cluster.pass(records);
+    assert_eq!(cluster.asked(ChangeKind::InSync), []);
+    cluster.pass(nothing);
+    assert_eq!(cluster.asked(ChangeKind::InSync), [(TAIL, B, 0)]);
 }
 
 #[test]
