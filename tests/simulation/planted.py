@@ -6,9 +6,10 @@ function here, so that the product's code knows nothing of them. A process plant
 
 A rule that is held in two places is left out in both: a follower says up to where it agrees and its
 primary looks for that position in its own log; a node's heart keeps a lease back until its table is
-applied, and its core asks again. One rule has no bug of its own, that a commit position counts for
-the prefix verified in this epoch: here every copy that is sent one has been waited for first, or
-was wiped when it began to join, so that nothing is sent that the rule would have to hold back.
+applied, and its core asks again; the session of a copy that joined in an epoch ends with it; a turn
+that another one followed too early is void. One rule has no bug of its own, that a commit position
+counts for the prefix verified in this epoch: here every copy that is sent one has been waited for
+first, or was wiped when it began to join, so that nothing is sent that the rule would hold back.
 """
 
 from __future__ import annotations

@@ -133,7 +133,9 @@ impl Partition {
         records: Records<'_>,
         out: &mut Out,
     ) {
-        let session = header.session == self.following.session || planted(Bug::SessionIgnored);
+        let session = header.session == self.following.session
+            || planted(Bug::SessionIgnored)
+            || (planted(Bug::EpochIgnored) && header.epoch != self.epoch());
         if !self.follows(copy, header) || !session {
             return;
         }

@@ -143,10 +143,11 @@ impl Partition {
         if !self.sends() || (header.epoch != self.epoch() && !planted(Bug::EpochIgnored)) {
             return;
         }
+        let foreign = planted(Bug::EpochIgnored) && header.epoch != self.epoch();
         let log = &self.log;
         let Some(follower) = self.followers.iter_mut().find(|follower| {
-            follower.copy == copy
-                && (follower.session == header.session || planted(Bug::SessionIgnored))
+            let same = follower.session == header.session;
+            follower.copy == copy && (same || foreign || planted(Bug::SessionIgnored))
         }) else {
             return;
         };
