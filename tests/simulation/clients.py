@@ -29,6 +29,7 @@ STATUS_OK, MISS, CONFLICT, LOST, MEMORY_FULL, STATUS_UNKNOWN = 0, 1, 2, 5, 8, 9
 CONNECT_RETRY_US = 20 * MS
 ROUTES_PAUSE_US = 15 * MS
 AGE_BYTES = 8
+HASTY_MS = 300
 
 
 class Connection:
@@ -99,6 +100,9 @@ class SimClient:
         self._serial = 0
         self._versions: dict[bytes, int] = {}
         self._lanes = options.in_flight
+        #: Where clocks stand still every other client soon looks for another node; the rest wait.
+        hasty = options.freezes and index % 2
+        self._timeout_ms = HASTY_MS if hasty else options.timeout_ms
         world.schedule.after(self._random.randrange(20 * MS), self._open)
 
     @property
@@ -286,7 +290,7 @@ class SimClient:
         """Ask one thing; its outcome goes into the history."""
         machine = self.machine
         assert machine is not None
-        timeout = self.world.options.timeout_ms
+        timeout = self._timeout_ms
         call.begin_us = self.world.schedule.now_us
         call.outcome = PENDING
         self.world.history.calls.append(call)
@@ -332,7 +336,7 @@ class SimClient:
                 self.machine.release(number)
                 self._end(call, UNKNOWN)
             else:
-                self.machine.resend(number, call, self.world.options.timeout_ms)
+                self.machine.resend(number, call, self._timeout_ms)
                 self._poll()
             return
         if status == TIMEOUT:

@@ -227,13 +227,16 @@ class LeaningFaults(Faults):
         primary = self._alive(entry.primary)
         if primary is None or primary.paused:
             return ""
-        self._stale_for(primary)
         others = [self._alive(copy) for copy in entry.in_sync if copy != entry.primary]
-        for process in [one for one in others if one is not None][:-1]:
-            if random.random() < 0.7:
-                self._stale_for(process)
+        deaf = [one for one in others if one is not None][:-1] if random.random() < 0.7 else []
+        controller = self._alive(world.coordination.authority.controller.incarnation)
+        for process in (primary, *deaf):
+            places = {0, controller.place if controller is not None else 0} - {process.place}
+            for place in sorted(places):
+                self._cut_for(world.options.cut_ms, (place, process.place))
+                self._cut_for(world.options.cut_ms, (process.place, place))
         primary.pause(stale=False, clocks=True)
-        world.schedule.after(random.uniform(0.5, 1.5) * SECOND, primary.resume)
+        world.schedule.after(random.uniform(0.8, 1.8) * SECOND, primary.resume)
         return "freeze"
 
     def _pause_now(self, process: NodeProcess) -> None:

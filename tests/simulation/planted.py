@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 from spacegrid.coordinator import WriteResult
 from spacegrid.coordinator.authority import Authority
-from spacegrid.machine import controller, liveness, survival, term
+from spacegrid.machine import controller, liveness, survival
 from spacegrid.machine.draft import Draft
 from spacegrid.machine.events import Change
 from spacegrid.machine.table import PartitionEntry
@@ -124,10 +124,6 @@ def _fresh_controller_does_not_wait() -> None:
     liveness.FRESH_WAIT_MS = 0  # type: ignore[misc]
 
 
-def _lease_outlives_its_term() -> None:
-    term.REACH_MS = 1_000_000  # type: ignore[misc]
-
-
 MACHINES: dict[str, tuple[str, Callable[[], None]]] = {
     "former-outlives-its-tail": (
         "* former is cleared when the last tail is removed",
@@ -140,10 +136,6 @@ MACHINES: dict[str, tuple[str, Callable[[], None]]] = {
     "fresh-controller-does-not-wait": (
         "a fresh controller waits for the leases of the one before",
         _fresh_controller_does_not_wait,
-    ),
-    "lease-outlives-its-term": (
-        "a lease ends a while after the reading of the term it was given under",
-        _lease_outlives_its_term,
     ),
 }
 
