@@ -278,8 +278,8 @@ fn a_copy_that_spoke_of_its_disk_before_the_primary_knew_its_epoch_is_asked_agai
     assert_eq!(pair.rings(1), Ring::Silent, "nobody waits for the disk");
 }
 
-#[test]
-fn a_copy_is_called_in_sync_when_its_disk_has_it() {
+/// The second copy leaves and joins again: its snapshot is complete, and not on its disk yet.
+fn with_a_complete_tail() -> Pair {
     let mut pair = Pair::new([true, true], [0, 0]);
     pair.table(Ownership { epoch: 1, primary: 1, in_sync: vec![1], ..Ownership::default() });
     pair.put(0);
@@ -304,6 +304,24 @@ fn a_copy_is_called_in_sync_when_its_disk_has_it() {
     pair.table(entry);
     pair.exchange();
     pair.now_ms += 1000;
+    pair
+}
+
+#[test]
+fn what_is_persisted_is_on_the_disk_of_a_copy_that_is_about_to_be_in_sync() {
+    let mut pair = with_a_complete_tail();
+    let (number, replies) = pair.put(FLAG_PERSISTED);
+    assert_eq!(replies, []);
+    pair.persist(1);
+    assert_eq!(pair.exchange(), [], "the other disk may be the only one soon");
+    assert!(!pair.nodes[&1].partition(0).expect("a partition").shared_may_read(number));
+    pair.persist(2);
+    assert_eq!(pair.exchange(), [(number, status::OK, reply::FLAG_PERSISTED)]);
+}
+
+#[test]
+fn a_copy_is_called_in_sync_when_its_disk_has_it() {
+    let mut pair = with_a_complete_tail();
     let wants = |pair: &mut Pair| {
         pair.now_ms += 1000;
         pair.nodes[&1].tick(pair.now_ms);

@@ -68,7 +68,7 @@ pub struct Follower {
     pub transfer: Option<Box<Transfer>>,
     /// The snapshot is complete and applied.
     pub complete: bool,
-    /// Sequence of the snapshot's last piece: on its disk it has the copy whole from there on.
+    /// What was committed when the snapshot was complete: with that on its disk it may be in sync.
     pub complete_at: u64,
     /// Its own disk has the records up to this sequence.
     pub persisted: u64,
@@ -147,6 +147,11 @@ impl Follower {
         if self.started {
             self.next = (self.acked + 1).max(log.base().sequence + 1);
         }
+    }
+
+    /// Whether it is asked what its disk has: a complete copy, and one that is about to be in sync.
+    pub fn vouches(&self) -> bool {
+        self.kind == Kind::InSync || (self.kind == Kind::Tail && self.complete)
     }
 
     /// Whether its snapshot is on its own disk, where the copies have disks.

@@ -370,7 +370,8 @@ impl Partition {
         transfer.done_bytes += (piece.bytes() + streams.len()) as u64;
         out.chunks_over.push((copy, partition));
         if piece.last {
-            follower.complete_at = piece.position.sequence;
+            // What was called persisted without it until now it must have on disk before it is in sync.
+            follower.complete_at = self.commit;
             follower.transfer = None;
             follower.complete = true;
         }

@@ -17,6 +17,7 @@ use super::partition::Partition;
 use super::request::{Answer, Origin};
 use crate::frame::peer::{CopyState, Header};
 use crate::frame::reply::status;
+use crate::planted::{Bug, planted};
 use crate::record::Position;
 
 /// Why the local pump was woken.
@@ -53,13 +54,18 @@ impl Doorbell {
 
 impl Partition {
     /// Sequence up to which every complete copy with a disk has fsynced the records.
+    ///
+    /// A tail with a complete snapshot is one of them: soon its disk may be the only one that is left.
     pub(super) fn persisted_everywhere(&self) -> u64 {
-        if !self.settings.local_sink {
+        if !self.settings.local_sink || planted(Bug::PersistedIsIgnored) {
             return self.commit;
+        }
+        if planted(Bug::PersistedByOneDisk) {
+            return self.persisted;
         }
         self.followers
             .iter()
-            .filter(|follower| follower.kind == Kind::InSync && follower.disk != Some(false))
+            .filter(|follower| follower.vouches() && follower.disk != Some(false))
             .map(|follower| follower.persisted)
             .fold(self.persisted, u64::min)
     }
@@ -98,7 +104,7 @@ impl Partition {
         let wanted = *wanted;
         out.persist |= self.persisted < wanted;
         let mut due = false;
-        for follower in self.followers.iter_mut().filter(|f| f.kind == Kind::InSync) {
+        for follower in self.followers.iter_mut().filter(|follower| follower.vouches()) {
             if follower.persisted < wanted && follower.persist_asked < wanted {
                 follower.persist_due = true;
                 // It writes what it knows to be committed.
@@ -215,7 +221,9 @@ impl Partition {
             if now_ms.saturating_sub(follower.persist_asked_ms) < RESEND_MS {
                 continue;
             }
-            let unheard = follower.disk.is_none() && follower.kind != Kind::Joining;
+            let unheard = follower.disk.is_none()
+                && follower.kind != Kind::Joining
+                && !planted(Bug::DiskNewsNotAskedAgain);
             if waiting || unheard {
                 follower.persist_asked_ms = now_ms;
                 follower.persist_asked = 0;
@@ -247,8 +255,9 @@ impl Partition {
 
     /// What a follower says of itself.
     pub(super) fn copy_state(&self) -> CopyState {
+        let early = planted(Bug::PersistedBeforeFsync);
         CopyState {
-            persisted: self.persisted,
+            persisted: if early { self.commit } else { self.persisted },
             disk: self.settings.local_sink,
             full: self.settings.quota.is_full(),
             bytes: self.store.bytes() as u64,
