@@ -504,7 +504,10 @@ class Node:
         """
 
     def unload(self, partition: int) -> None:
-        """Forget what was reloaded, unless the table has taken it on."""
+        """Forget what was reloaded, or came from disk while others serve it.
+
+        What the table has taken on stays.
+        """
 
     def limit_transfers(self, bytes_per_s: int) -> None:
         """Send snapshots of at most so many bytes in a second to all copies together; 0: no bound.

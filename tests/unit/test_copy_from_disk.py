@@ -28,6 +28,21 @@ def test_it_survives_the_table_of_before_the_stop_whatever_its_epoch() -> None:
     assert node.read("stock", b"tea", 0) == b"10"
 
 
+def test_it_is_forgotten_when_others_go_on_without_it_in_the_same_epoch() -> None:
+    node = loaded()
+    node.apply_table(9, [entry(2, 7, OTHER)], 0)
+    assert node.roles()[0][1] == DORMANT
+    node.unload(0)
+    assert node.roles() == []
+
+
+def test_what_the_table_has_taken_on_is_not_forgotten() -> None:
+    node = loaded()
+    node.apply_table(10, [entry(3, 8, ME)], 0)
+    node.unload(0)
+    assert node.read("stock", b"tea", 0) == b"10"
+
+
 def test_it_is_let_go_when_another_node_begins_an_epoch() -> None:
     node = loaded()
     node.apply_table(9, [entry(2, 7, 1)], 0)

@@ -79,9 +79,21 @@ def test_a_store_is_of_the_past_only_where_others_serve_without_it() -> None:
     served = PartitionEntry(0, 2, 4, State.OK, 4, (4, 5))
     named_already = PartitionEntry(2, 2, 3, State.OK, 6, (6, 4))
     now = table().apply(8, [served, named_already])
-    assert now.served_without(6, alive={4, 5, 6}) == {0, 1}
-    assert now.served_without(9, alive={4, 5}) == {0, 1}
-    assert now.served_without(5, alive={4, 5, 6}) == {1, 2}
+    assert now.served_without(6, b"", alive={4, 5, 6}) == {0, 1}
+    assert now.served_without(9, b"", alive={4, 5}) == {0, 1}
+    assert now.served_without(5, b"", alive={4, 5, 6}) == {1, 2}
+
+
+def test_a_store_is_not_of_the_past_while_an_entry_has_a_copy_that_had_it() -> None:
+    # 4 may have ended with 5, and then the copy on 5's disk is one of the two that are asked for.
+    served = PartitionEntry(0, 2, 4, State.OK, 4, (4, 5))
+    without = PartitionEntry(2, 2, 3, State.OK, 4, (4, 6))
+    now = msgspec.structs.replace(
+        table().apply(8, [served, without]), stores=(CopyStore(5, b"b"), CopyStore(4, b"a"))
+    )
+    assert 0 not in now.served_without(9, b"b", alive={4})
+    assert 2 in now.served_without(9, b"b", alive={4})
+    assert 0 in now.served_without(9, b"c", alive={4})
 
 
 def test_a_copy_is_named_while_it_holds_or_receives_something() -> None:

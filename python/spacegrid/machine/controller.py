@@ -54,6 +54,7 @@ from spacegrid.machine.events import (
 from spacegrid.machine.liveness import Liveness
 from spacegrid.machine.placement import Goal
 from spacegrid.machine.rebalance import make_goal, place, step
+from spacegrid.machine.restart import Restart
 from spacegrid.machine.survival import settle
 from spacegrid.machine.table import (
     CopyStore,
@@ -120,7 +121,7 @@ class Controller:
         self._nodes = Nodes((), frozenset())
         self._pending: list[tuple[int, Change]] = []
         self._accepted: list[Choice] = []
-        self._restarted = False
+        self._restart = Restart()
         self._in_flight: WriteTable | None = None
         #: Newest table seen while a write was in flight.
         self._observed: Table | None = None
@@ -279,8 +280,7 @@ class Controller:
         self._suspected = self._unsteady = frozenset()
         self._liveness.begin(event.registrations, now_ms)
         self._set_nodes(event.registrations, event.stopping)
-        named = {copy for entry in event.table.entries for copy in entry.members()}
-        self._restarted = bool(named) and named.isdisjoint(self._nodes.live)
+        self._restart.begin(event.table, self._nodes.registered, heartbeats=self.config.leases)
 
     def _on_deposed(self, _event: Deposed, _now_ms: int) -> None:
         self._active = False
@@ -298,6 +298,7 @@ class Controller:
             self.refused_count += len(event.changes)
             return
         self._dirty = True
+        self._restart.hear(event.sender)
         room = self.config.pending_max - len(self._pending)
         self._pending.extend((event.sender, change) for change in event.changes[:room])
         self.refused_count += max(0, len(event.changes) - room)
@@ -310,6 +311,9 @@ class Controller:
     def _on_heartbeat(self, event: Heartbeat, now_ms: int) -> list[Effect]:
         if not self._active:
             return [HeartbeatAnswer(event.copy, event.nonce)]
+        # What its store holds counts from now on.
+        self._dirty |= event.copy in self._liveness.unheard
+        self._dirty |= self._restart.hear(event.copy)
         self._liveness.hear(event.copy, event.progress, now_ms)
         self._take_standing()
         if not self.has_authority(now_ms):
@@ -459,6 +463,7 @@ class Controller:
         self._drains &= {item.incarnation for item in registrations}
         copies = self._table.copies if self._table is not None else 1
         self._nodes = Nodes(registrations, self._drains, self._suspected, self._unsteady, copies)
+        self._restart.set_registered(self._nodes.registered)
 
     def _decide(self, cause: str, now_ms: int) -> list[Effect]:
         """One pass of all rules over the table."""
@@ -472,7 +477,9 @@ class Controller:
             lambda copy: self._answering(copy, now_ms),
             frozenset(self._shunned),
         )
-        draft.restarted = self._restarted
+        draft.restart = self._restart
+        if self.config.leases:
+            draft.unheard = self._liveness.unheard
         for sender, change in self._pending:
             if not apply_change(draft, sender, change):
                 self.refused_count += 1

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from spacegrid.machine.restart import Restart
 from spacegrid.machine.table import (
     CopyStore,
     PartitionEntry,
@@ -126,8 +127,9 @@ class Draft:
         self.changed: dict[int, PartitionEntry] = {}
         #: Whether a partition began to be served: the goal has to count it from now on.
         self.began = False
-        #: No node that the table names was alive when this controller began: all was restarted.
-        self.restarted = False
+        self.restart = Restart()
+        #: Nodes that are registered and were not heard yet: they may not have loaded their stores.
+        self.unheard: frozenset[int] = frozenset()
         self._primaries: Counter[int] | None = None
 
     def entry(self, partition: int) -> PartitionEntry:

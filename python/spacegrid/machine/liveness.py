@@ -68,6 +68,8 @@ class Liveness:
         self.silent: frozenset[int] = frozenset()
         #: Nodes that behave now, and whose suspicions have passed too often to build on it.
         self.unsteady: frozenset[int] = frozenset()
+        #: Nodes that are registered and have not been heard by this controller yet.
+        self.unheard: frozenset[int] = frozenset()
         #: Fewer than half of the nodes are heard: it may well be this node that is cut off.
         self.isolated = False
         self._heard: dict[int, _Heard] = {}
@@ -85,6 +87,7 @@ class Liveness:
             now_ms: Not before the term was taken.
         """
         self._heard = {item.incarnation: _Heard(now_ms) for item in registrations}
+        self.unheard = frozenset(self._heard)
         self._granted_ms = {}
         self._fresh_until_ms = now_ms + FRESH_WAIT_MS
         self._looked_ms = now_ms
@@ -94,10 +97,10 @@ class Liveness:
 
     def set_registrations(self, registrations: tuple[Registration, ...], now_ms: int) -> None:
         """Take who has not ended; a node that is new has just been heard."""
-        self._heard = {
-            item.incarnation: self._heard.get(item.incarnation) or _Heard(now_ms)
-            for item in registrations
-        }
+        known, self._heard = self._heard, {}
+        for item in registrations:
+            self._heard[item.incarnation] = known.get(item.incarnation) or _Heard(now_ms)
+        self.unheard = frozenset(self._heard) - (frozenset(known) - self.unheard)
         self._judge(now_ms)
 
     def hear(self, copy: int, progress: tuple[int, ...], now_ms: int) -> None:
@@ -105,6 +108,7 @@ class Liveness:
         heard = self._heard.get(copy)
         if heard is None:
             return
+        self.unheard -= {copy}
         heard.at_ms = now_ms
         if len(progress) != len(heard.progress):
             heard.moved_ms = [now_ms] * len(progress)

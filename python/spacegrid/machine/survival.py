@@ -249,12 +249,14 @@ def _recover(draft: Draft, entry: PartitionEntry) -> State:
 
     Candidates are only stores of the last in-sync set; a store that another process has open now is
     proof that the copy has ended. Once all of them have reported, the highest position wins, and
-    those that are equal are in sync.
+    those that are equal are in sync. A node reports with its registration, and counts once it was
+    heard as well: it has loaded its store then, and is not one that ends before it has begun.
 
     A crashed copy's store has what was persisted, but not what was only replicated and not yet
     written. So it is a candidate by itself only when everything was restarted, where it is what
     there is (`lost_tails` says so); in a cluster that went on without it the partition is lost, and
-    an operator decides whether the disk is good enough (acceptance.py).
+    an operator decides whether the disk is good enough (acceptance.py). Until it is known which of
+    the two it is, the copy counts as missing.
 
     Returns:
         OK when it is served again, else how it stands.
@@ -262,23 +264,28 @@ def _recover(draft: Draft, entry: PartitionEntry) -> State:
     found: list[tuple[int, int, int]] = []
     missing = False
     waits_for_disks = entry.state is State.RECOVERING and not entry.recovers()
-    restarted = draft.restarted or waits_for_disks
+    crashed = undecided = False
     for copy in entry.in_sync:
         known = draft.stores.get(copy)
-        if known is None or (known.crashed and not restarted):
+        if known is None:
             continue
+        trusted = waits_for_disks or draft.restart.trusts(copy)
+        if known.crashed and not trusted:
+            undecided |= trusted is None
+            continue
+        crashed |= known.crashed
         node = draft.nodes.with_store(known.store)
-        if node is None or node.incarnation == copy:
+        if node is None or node.incarnation == copy or node.incarnation in draft.unheard:
             missing = True
             continue
         position = draft.nodes.stored(known.store, entry.partition)
         if position is not None:
             found.append((position.epoch, position.sequence, node.incarnation))
+    if undecided:
+        return State.UNAVAILABLE
     if missing:
         # Recovering says it to the next controller as well: what crashed is waited for.
-        crashed = any(draft.stores[c].crashed for c in entry.in_sync if c in draft.stores)
-        waits_for_crashed = restarted and crashed
-        return State.RECOVERING if found or waits_for_crashed else State.UNAVAILABLE
+        return State.RECOVERING if found or crashed else State.UNAVAILABLE
     if not found:
         return State.LOST
     best = max(found)[:2]

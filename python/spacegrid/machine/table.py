@@ -314,20 +314,26 @@ class Table(msgspec.Struct, frozen=True):
             for entry in self.entries
         )
 
-    def served_without(self, copy: int, alive: Container[int]) -> set[int]:
+    def served_without(self, copy: int, store: bytes, alive: Container[int]) -> set[int]:
         """Partitions that other nodes serve and of which this copy is no complete one.
 
-        What the copy's store holds of these is of the past. It may have been named a complete copy
-        already, on the word of its registration: then it must have what it said that it has.
+        What the copy's store holds of these is of the past. It may be named a complete copy on the
+        word of its registration, and then must have what it said that it has: where it was named
+        already, and where the entry still has a copy of before that had the store, since those who
+        serve it may have ended as well, and nobody has noticed yet.
 
         Args:
             copy: The copy that begins.
+            store: Its store.
             alive: Nodes that are there.
         """
+        before = {item.copy for item in self.stores if item.store == store} - {copy}
         return {
             entry.partition
             for entry in self.entries
-            if entry.primary in alive and copy not in entry.in_sync
+            if entry.primary in alive
+            and copy not in entry.in_sync
+            and before.isdisjoint((*entry.members(), *entry.former))
         }
 
     def counts(self) -> TableCounts:

@@ -247,7 +247,7 @@ class Daemon:
         if store is not None:
             store.attach(table)
             alive = {r.incarnation for r in self._coordinator.registrations}
-            served = table.served_without(self.incarnation, alive)
+            served = table.served_without(self.incarnation, store.store_id, alive)
             count = store.load_into(node, served)
             if store.stored:
                 _log.info("loaded from disk", partitions=len(store.stored), entries=count)
@@ -422,6 +422,9 @@ class Daemon:
             )
         except BaseException as error:
             die(error)
+        if self._store is not None:
+            alive = self.view.registrations
+            self._store.let_go(self.front.node, table, self.incarnation, alive)
         if self._heartbeats is not None:
             self._heartbeats.applied(table.revision)
         self._set_routes()

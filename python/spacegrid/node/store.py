@@ -44,6 +44,8 @@ class NodeStore:
         self.sink: LmdbSink | None = None
         self.store_id = uuid.uuid4().bytes
         self.stored: tuple[StoredPartition, ...] = ()
+        #: Loaded, and not taken on by the table yet.
+        self._dormant: set[int] = set()
         self._life = ""
         path = folder / "lmdb" / STORE_FILE
         if path.exists():
@@ -99,8 +101,28 @@ class NodeStore:
             if partition in served:
                 continue
             node.load(partition, epoch, sequence, entries, streams, last)
+            self._dormant.add(partition)
             count += len(entries)
         return count
+
+    def let_go(self, node: Node, table: Table, copy: int, alive: Container[int]) -> None:
+        """After a table: forget what was loaded and others have gone on without.
+
+        Args:
+            node: The core.
+            table: Applied already.
+            copy: This node.
+            alive: Nodes that are there.
+
+        Cost: nothing once every partition that was loaded has been taken on or forgotten.
+        """
+        if not self._dormant:
+            return
+        past = self._dormant & table.served_without(copy, self.store_id, alive)
+        for partition in past:
+            node.unload(partition)
+        taken_on = {p for p in self._dormant if copy in table.entries[p].in_sync}
+        self._dormant -= past | taken_on
 
     def close(self) -> None:
         """Close the store without calling it clean."""

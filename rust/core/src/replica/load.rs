@@ -66,9 +66,10 @@ impl Partition {
         Ok(())
     }
 
-    /// Forget what was reloaded, unless the table has taken it on.
+    /// Forget what was reloaded, or came from disk while others serve it, unless the table has taken it on.
     pub fn unload(&mut self) {
-        if self.reloaded {
+        let served = self.entry.as_ref().is_some_and(|entry| entry.state == State::Ok);
+        if self.reloaded || (self.from_disk && served) {
             self.wipe(Position::ZERO);
             self.role = Role::None;
             (self.from_disk, self.reloaded) = (false, false);

@@ -328,7 +328,7 @@ impl Node {
         partition.reload(position, entries)
     }
 
-    /// Forget what was reloaded of a partition, unless the table has taken it on.
+    /// Forget what was reloaded of a partition, or is of the past: see [`Partition::unload`].
     pub fn unload(&self, index: u32) {
         if let Some(mut partition) = self.partition(index) {
             partition.unload();
