@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 from spacegrid._core import Node
 from spacegrid.machine.table import PartitionEntry, State, Table, Tail
 
+from .cuts import Cut
 from .history import Call
 
 if TYPE_CHECKING:
     from .node import NodeProcess
     from .run import World
 
-PRIMARY, BACKUP = 1, 2
+PRIMARY, BACKUP, JOINING = 1, 2, 4
 FOLLOWS = (1, 2, 3, 4)
 """Roles whose commit position is of the partition's one history."""
 
@@ -30,6 +31,9 @@ class Audit:
         self.commits: dict[tuple[int, int], int] = {}
         self._known: dict[tuple[int, int], tuple[int, int]] = {}
         self.lost: set[int] = set()
+        #: Where partitions began again from disk, and what was committed behind that.
+        self.cuts: dict[int, list[Cut]] = {}
+        self._undone: dict[tuple[int, int], set[int]] = {}
         self.acknowledged = 0
 
     def violation(self, what: str) -> None:
@@ -50,6 +54,8 @@ class Audit:
             known = self._known.get(key, (0, 0))
             if known == (epoch, sequence):
                 continue
+            if role == JOINING and self._of_before(incarnation, partition, (epoch, sequence)):
+                continue
             self._known[key] = (epoch, sequence)
             if role == PRIMARY:
                 self._held_by_all(incarnation, row)
@@ -57,6 +63,17 @@ class Audit:
             if known[1] and known[1] + 1 < sequence:
                 for position in core.log_positions(partition, known[1] + 1, sequence - 1):
                     self._same_everywhere(incarnation, partition, position)
+
+    def _of_before(self, incarnation: int, partition: int, position: tuple[int, int]) -> bool:
+        """Whether a copy still has what it found on its disk, from behind a cut.
+
+        It wipes that when its join begins; until then it is no part of the partition's history as
+        it is now, and must be a part of what that was before the cut.
+        """
+        disk = self.world.processes[incarnation].machine.disk
+        if disk is None or disk.loaded.get(partition) != position:
+            return False
+        return position[0] in self._undone.get((partition, position[1]), ())
 
     def _same_everywhere(self, incarnation: int, partition: int, position: tuple[int, int]) -> None:
         """A partition has one history: at one sequence everybody has committed the same record."""
@@ -126,7 +143,33 @@ class Audit:
                     self.violation(f"called lost with a former copy and its tail alive: {old}")
                 self.lost.add(new.partition)
                 self.world.lost_said(old, new)
+            self._from_disk(old, new)
             self.world.faults.entry_changed(old, new)
+
+    def _from_disk(self, old: PartitionEntry, new: PartitionEntry) -> None:
+        """A partition is served again from disk: what those disks don't hold never was."""
+        if new.state is not State.OK or not old.epoch:
+            return
+        if not {*old.members(), *old.former}.isdisjoint(new.in_sync):
+            return
+        if not self.world.dark_us:
+            self.violation(f"begins again from disk while nobody had to: {old} -> {new}")
+        found = {
+            (item.epoch, item.sequence)
+            for copy in new.in_sync
+            for item in self.world.coordination.stored[copy]
+            if item.partition == new.partition
+        }
+        if len(found) != 1:
+            self.violation(f"copies from disk are at {found}: {new}")
+        cut = Cut(self.world.dark_us[-1], found.pop(), new.epoch)
+        self.world.schedule.trace(f"partition {new.partition} goes back to {cut.position}")
+        self.cuts.setdefault(new.partition, []).append(cut)
+        for key in [k for k in self.commits if k[0] == new.partition and k[1] > cut.position[1]]:
+            self._undone.setdefault(key, set()).add(self.commits.pop(key))
+        written = self.world.database.position(new.partition)
+        if written[1] > cut.position[1]:
+            self.violation(f"the database is at {written}, ahead of the disks: {cut}")
 
     def answered(self, call: Call, copies: int) -> None:
         """After each definite answer."""
@@ -190,7 +233,27 @@ class Audit:
                 return f"{process.incarnation} does not know the table"
             if not core.idle():
                 return f"{process.incarnation} is not idle"
-        return self._positions(table, live)
+            disk = process.machine.disk
+            if disk is not None and not disk.flushed(core):
+                return f"{process.incarnation} has not all on its disk"
+        return self._positions(table, live) or self._readable(table, live)
+
+    def _readable(self, table: Table, live: dict[int, NodeProcess]) -> str:
+        """Whether the shared pump has been let read all that is committed, and has done so."""
+        if not self.world.options.shared_sink:
+            return ""
+        for entry in table.entries:
+            if entry.state is not State.OK:
+                continue
+            core = live[entry.primary].core
+            assert core is not None
+            commit = {row[0]: row[4:6] for row in core.roles()}[entry.partition]
+            written = self.world.database.position(entry.partition)
+            if not core.shared_may_read(entry.partition, commit[1]):
+                return f"the shared pump may not read all up to {commit}: {entry}"
+            if written != commit:
+                return f"the shared pump is at {written}, not at {commit}: {entry}"
+        return ""
 
     def _positions(self, table: Table, live: dict[int, NodeProcess]) -> str:
         for entry in table.entries:
@@ -217,6 +280,7 @@ class Audit:
             first = _image(live[entry.primary].core, entry.partition)
             for copy in entry.in_sync:
                 image = _image(live[copy].core, entry.partition)
+                self._disk_equal(live[copy], entry.partition, image)
                 for what, here, there in zip(
                     ("position", "entries", "results"), first, image, strict=True
                 ):
@@ -225,6 +289,19 @@ class Audit:
                             f"{what} differ between {entry.primary} and {copy}: {entry}\n"
                             f"  {here!r:.2000}\n  {there!r:.2000}"
                         )
+
+    def _disk_equal(self, process: NodeProcess, partition: int, image: tuple[Any, ...]) -> None:
+        """A disk that has everything holds what its node's memory holds."""
+        disk = process.machine.disk
+        if disk is None:
+            return
+        copy = disk.durable[partition]
+        stored = (copy.position, tuple(sorted(copy.entries.values())))
+        if stored != image[:2]:
+            self.violation(
+                f"disk of {process.incarnation} differs in partition {partition}\n"
+                f"  {stored!r:.2000}\n  {image!r:.2000}"
+            )
 
 
 def _reaches(former: NodeProcess, source: NodeProcess, partition: int, tail: Tail) -> bool:

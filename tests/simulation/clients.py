@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from spacegrid import _core
 
-from .history import FAILED, OK, PENDING, UNKNOWN, Call
+from .history import FAILED, OK, PENDING, UNKNOWN, WRITES, Call
 from .network import Stream
 from .schedule import MS, SECOND
 from .turns import HANDLER, HANDLER_ERROR
@@ -124,6 +124,8 @@ class SimClient:
         self._map = machine.map(MAP)
         self._turn_map = machine.map(TURN_MAP)
         self._handler = machine.map(HANDLER)
+        self._persisted = {MAP: machine.map(MAP, persisted=True)}
+        self._persisted[HANDLER] = machine.map(HANDLER, persisted=True)
         self._ask_routes()
         for _ in range(self._lanes):
             self._next()
@@ -240,6 +242,8 @@ class SimClient:
         call = self._choose()
         if call.kind == "get" and not call.key.startswith(b"lease"):
             self._choose_read(call)
+        rate = self.world.options.persisted_rate
+        call.persisted = bool(rate) and call.kind in WRITES and self._random.random() < rate
         self.ask(call)
 
     def _choose_read(self, call: Call) -> None:
@@ -294,6 +298,7 @@ class SimClient:
         call.begin_us = self.world.schedule.now_us
         call.outcome = PENDING
         self.world.history.calls.append(call)
+        into = self._persisted[MAP] if call.persisted else self._map
         match call.kind:
             case "get":
                 machine.get(self._map, call.key, call, timeout)
@@ -304,19 +309,18 @@ class SimClient:
             case "turn_get":
                 machine.get(self._turn_map, call.key, call, timeout)
             case "put":
-                machine.put(self._map, call.key, call.argument, 0, call, timeout, call.ttl_ms)
+                machine.put(into, call.key, call.argument, 0, call, timeout, call.ttl_ms)
             case "absent":
-                machine.put(self._map, call.key, call.argument, 0, call, timeout, call.ttl_ms, True)
+                machine.put(into, call.key, call.argument, 0, call, timeout, call.ttl_ms, True)
             case "cas":
-                machine.put(
-                    self._map, call.key, call.argument, 0, call, timeout, version=call.expected
-                )
+                machine.put(into, call.key, call.argument, 0, call, timeout, version=call.expected)
             case "delete":
-                machine.delete(self._map, call.key, call, timeout)
+                machine.delete(into, call.key, call, timeout)
             case "incr":
-                machine.incr(self._map, call.key, call.argument, call, timeout)
+                machine.incr(into, call.key, call.argument, call, timeout)
             case "turn":
-                machine.invoke(self._handler, call.key, b"\x80", call, timeout)
+                handler = self._persisted[HANDLER] if call.persisted else self._handler
+                machine.invoke(handler, call.key, b"\x80", call, timeout)
         self._poll()
 
     def _done(

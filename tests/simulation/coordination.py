@@ -15,7 +15,7 @@ from spacegrid.coordinator import CoordinatorEvent
 from spacegrid.coordinator.authority import Authority, AuthorityState
 from spacegrid.coordinator.view import View
 from spacegrid.errors import ProtocolError
-from spacegrid.machine.table import Registration, check_step, new_table
+from spacegrid.machine.table import Registration, StoredPartition, check_step, new_table
 
 from .schedule import MS, SECOND
 
@@ -50,6 +50,8 @@ class Coordination:
         self.crash_at = ""
         self.authority = Authority(self.durable, self._save)
         self.watches: list[Watch] = []
+        #: Incarnation to what it said that its disk holds, also after its end.
+        self.stored: dict[int, tuple[StoredPartition, ...]] = {}
         #: Processes that have ended, and whether cleanly.
         self._ended: dict[int, bool] = {}
 
@@ -102,7 +104,10 @@ class Coordination:
         if not self.up:
             return False, None
         try:
-            return True, change(self.authority)
+            result = change(self.authority)
+            if isinstance(result, Registration):
+                self.stored[result.incarnation] = result.stored
+            return True, result
         except ProtocolError as error:
             return True, error
         except Crashed:

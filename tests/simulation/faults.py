@@ -48,6 +48,7 @@ class Faults:
             ("freeze", options.freezes),
             ("late", options.lates),
             ("estrange", options.estranges),
+            ("blackout", options.blackouts),
         ):
             if rate > 0:
                 self._plan(rate, getattr(self, f"_{name}"))
@@ -94,6 +95,8 @@ class Faults:
 
     def _crash_now(self, machine: Machine) -> None:
         machine.crash()
+        if machine.disk is not None and self.random.random() < self.world.options.new_disks:
+            machine.disk.replace()
         self.later(self.random.choice([5, 100, 800]), machine.start)
 
     def _victim(self, *, anyone: bool = False) -> Machine | None:
@@ -196,6 +199,40 @@ class Faults:
         machine = self.random.choice(self.world.machines)
         machine.clock.jump_ms += self.random.choice([-3_600_000, -1_000, 50, 1_000, 3_600_000])
         return "jump"
+
+    def _blackout(self) -> str:
+        """Every node ends at once, often just after another one; all come back with their disks."""
+        if not self._all_served():
+            return ""
+        if self.random.random() < 0.6:
+            # Often the one that decided what is persisted: then its disk is not asked.
+            primary = self._primary() if self.random.random() < 0.7 else None
+            machine = primary.machine if primary is not None else self._victim()
+            if machine is not None and self.safe(machine):
+                self._crash_now(machine)
+        wait_ms = self.random.choice([0, 3, 30, 150])
+        self.world.schedule.after(wait_ms * MS, self._go_dark, 200)
+        return "blackout"
+
+    def _all_served(self) -> bool:
+        """Whether no copy of before is waited for: in a second blackout an operator decides."""
+        live = {process.incarnation for process in self.world.running()}
+        entries = self.world.coordination.state.table.entries
+        return all(entry.state is State.OK and live.issuperset(entry.in_sync) for entry in entries)
+
+    def _go_dark(self, tries: int) -> None:
+        if not self.on or tries == 0:
+            return
+        if not self._all_served():
+            self.world.schedule.after(5 * MS, self._go_dark, tries - 1)
+            return
+        world = self.world
+        world.schedule.trace("blackout")
+        world.dark_us.append(world.schedule.now_us)
+        for machine in world.machines:
+            machine.crash()
+            # Some are back before the coordinator has noticed that all have ended.
+            self.later(self.random.choice([1, 100]), machine.start)
 
     # ---- aiming
 

@@ -8,6 +8,8 @@ from typing import Any
 #: Outcomes.
 OK, FAILED, UNKNOWN, PENDING = "ok", "failed", "unknown", "pending"
 
+WRITES = ("put", "absent", "cas", "delete", "incr", "turn")
+
 
 @dataclass(slots=True)
 class Call:
@@ -29,6 +31,7 @@ class Call:
         version: Version in the answer.
         age_ms: For stale: how old the answer says that it may be, by the clock of who gave it;
             until it comes, how old it may be at most.
+        persisted: It was asked to be on every complete copy's disk before it is answered.
     """
 
     client: int
@@ -44,6 +47,7 @@ class Call:
     value: Any = None
     version: int = 0
     age_ms: int = 0
+    persisted: bool = False
 
     def __str__(self) -> str:
         end = f"{self.end_us / 1e6:.6f}" if self.end_us >= 0 else "?"
@@ -51,7 +55,8 @@ class Call:
         expected = f" onto {_position(self.expected)}" if self.kind == "cas" else ""
         kind = f"stale ({self.age_ms} ms)" if self.kind == "stale" else self.kind
         return (
-            f"[{self.begin_us / 1e6:.6f}, {end}] client {self.client} {kind} "
+            f"[{self.begin_us / 1e6:.6f}, {end}] client {self.client} "
+            f"{'persisted ' if self.persisted else ''}{kind} "
             f"{_short(self.argument)}{expected} -> {answer}"
         )
 

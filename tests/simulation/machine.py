@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from .disk import Disk
 from .node import NodeProcess
 from .process import Clock
 
@@ -29,7 +30,7 @@ class Machine:
         drift = random.uniform(-1, 1) * world.options.drift_ppm
         self.clock = Clock(world.schedule, random.randrange(10**9), drift, random.randint(-20, 20))
         self.process: NodeProcess | None = None
-        self.disk: Any = None
+        self.disk = Disk(self) if world.options.local_disk else None
 
     def start(self) -> None:
         """Start a node process, if none runs."""
@@ -51,5 +52,5 @@ class Machine:
         self.world.schedule.trace(f"{self.name} ends {process.incarnation} clean={clean}")
         process.end()
         if self.disk is not None:
-            self.disk.process_ended(clean)
+            self.disk.process_ended()
         self.world.coordination.process_ended(process.pid, clean)

@@ -25,12 +25,15 @@ from .heartbeats import Heartbeats
 from .links import Link
 from .process import Process
 from .schedule import MS
+from .shared import SharedPump
 from .turns import run_turn
 
 if TYPE_CHECKING:
     from .machine import Machine
 
 TICK_US = 10 * MS
+PUMP_RATE = 0.2
+"""Chance of a round of the shared pump with each tick."""
 RETRY_US = 50 * MS
 
 
@@ -44,7 +47,13 @@ class NodeProcess(Process):
         self.place = machine.place
         self.pid = pid
         self.incarnation = 0
-        self.registration = Registration(name=machine.name, pid=pid)
+        disk = machine.disk
+        self.registration = Registration(
+            name=machine.name,
+            pid=pid,
+            store=disk.store if disk is not None else b"",
+            stored=disk.stored() if disk is not None else (),
+        )
         self.core: _core.Node | None = None
         self.table: Table | None = None
         self.registrations: dict[int, Registration] = {}
@@ -53,6 +62,7 @@ class NodeProcess(Process):
         self.connections: dict[int, Any] = {}
         self.leaving = ""
         self.heartbeats: Heartbeats | None = None
+        self.shared_pump: SharedPump | None = None
         self.chance = self.world.schedule.random(f"process {pid}")
         self._next_connection = 1
         self._next_stream = 1
@@ -125,9 +135,14 @@ class NodeProcess(Process):
             table.partition_count,
             min_in_sync=table.min_in_sync,
             quota_bytes=options.quota_bytes,
+            shared_sink=options.shared_sink,
             local_sink=self.machine.disk is not None,
         )
         self.core.limit_transfers(options.transfer_bytes_per_s)
+        if options.shared_sink:
+            self.shared_pump = SharedPump(self, self.core)
+        if self.machine.disk is not None:
+            self.machine.disk.start(self, self.core, table)
         self.world.started(self)
         self.core.require_lease()
         self.heartbeats = Heartbeats(self)
@@ -150,6 +165,11 @@ class NodeProcess(Process):
     # ---- what the coordinator says
 
     def _hear(self, events: list[CoordinatorEvent]) -> None:
+        if self.core is None:
+            # Who begins knows who is there before it loads what nobody else serves.
+            for event in events:
+                if isinstance(event, RegistrationsChanged):
+                    self.registrations = {item.incarnation: item for item in event.registrations}
         for event in events:
             if self.dead:
                 return
@@ -184,6 +204,8 @@ class NodeProcess(Process):
         )
         assert self.heartbeats is not None
         self.heartbeats.applied(table.revision)
+        if self.machine.disk is not None:
+            self.machine.disk.forget_past(table)
         self.world.audit.primaries()
         self._control.table_changed(table)
 
@@ -271,6 +293,10 @@ class NodeProcess(Process):
             return
         self._flushing = False
         self.world.audit.committed(self.incarnation, core)
+        if self.machine.disk is not None:
+            core.wake_local()  # so that it does not wait
+            if core.wait_local(0.0):
+                self.machine.disk.pump(asked=True)
         peers = self.chance.random() >= self.world.options.pace_rate
         if not peers:
             self._flushing = True
@@ -308,7 +334,9 @@ class NodeProcess(Process):
         self.core.tick(self.wall_ms())
         self._control.tick()
         if self.machine.disk is not None:
-            self.machine.disk.pump(self)
+            self.machine.disk.pump()
+        if self.shared_pump is not None and self.chance.random() < PUMP_RATE:
+            self.shared_pump.round()
         if self.leaving:
             self._leave_on()
 
@@ -361,6 +389,14 @@ class NodeProcess(Process):
         if self.leaving == "drain" and others and not self.table.names(self.incarnation):
             self.core.stop_all()
             self.leaving = "idle"
-        elif self.leaving == "idle" and self.core.idle():
+        elif self.leaving == "idle" and self.core.idle() and self._on_disk():
             self.leaving = "stopped"
             self._update(stopped=True)
+
+    def _on_disk(self) -> bool:
+        """Whether the disk has all that is committed; else the pump hurries."""
+        disk, core = self.machine.disk, self.core
+        if disk is None or core is None or disk.flushed(core):
+            return True
+        disk.pump(asked=True)
+        return False

@@ -18,6 +18,14 @@ class Options(msgspec.Struct, frozen=True):
     min_in_sync: int
     motion_max: int
     local_disk: bool
+    # disks, where there are any
+    write_ms: float
+    fsync_ms: float
+    slow_disks: float
+    shared_sink: bool
+    persisted_rate: float
+    blackouts: float
+    new_disks: float
     # clients
     clients: int
     in_flight: int
@@ -142,4 +150,34 @@ def draw(seed: int, **fixed: object) -> Options:
         "stale_reads": random.choice([0.0, 0.2, 0.5]),
         "confirmed_reads": random.choice([0.0, 0.2, 0.5]),
     }
-    return Options(**{**drawn, **lean(seed), **fixed})  # type: ignore[arg-type]
+    options = {**drawn, **lean(seed), **fixed}
+    disks = _disks(seed) if options["local_disk"] else _NO_DISKS
+    return Options(**{**options, **disks, **fixed})  # type: ignore[arg-type]
+
+
+_NO_DISKS: dict[str, object] = {
+    "write_ms": 0.0,
+    "fsync_ms": 0.0,
+    "slow_disks": 0.0,
+    "shared_sink": False,
+    "persisted_rate": 0.0,
+    "blackouts": 0.0,
+    "new_disks": 0.0,
+}
+
+
+def _disks(seed: int) -> dict[str, object]:
+    """How quick disks are and what becomes of them; who loses all nodes at once loses no disk."""
+    random = Random(f"{seed} disks")
+    blackouts = random.choice([0.0, 0.4, 0.8])
+    return {
+        "write_ms": random.choice([5.0, 50.0, 200.0]),
+        "fsync_ms": random.choice([0.3, 5.0, 40.0]),
+        "slow_disks": random.choice([0.0, 0.3]),
+        "shared_sink": random.random() < 0.6,
+        "persisted_rate": random.choice([0.1, 0.3, 0.6]),
+        "blackouts": blackouts,
+        "new_disks": 0.0 if blackouts else 0.3,
+        # What only crashed copies have on disk is for an operator to decide about.
+        "both_copies": False,
+    }

@@ -27,6 +27,10 @@ from spacegrid.machine.table import PartitionEntry
 
 #: Name to the rule it leaves out; a star marks the rules that PROTOCOL.md marks.
 CORE = {
+    "persisted-before-fsync": "a follower says what its own disk has fsynced, and no more",
+    "persisted-by-one-disk": "persisted is what every complete copy has fsynced",
+    "persisted-is-ignored": "a persisted answer waits for the disks",
+    "disk-news-not-asked-again": "a copy that has said nothing of its disk is asked",
     "predecessor-ignored": "* an append must follow the receiver's own log",
     "keep-differing-record": "* where logs differ the receiver cuts back to where they agree",
     "asked-copy-does-not-count": "* a change request under way counts for a commit",

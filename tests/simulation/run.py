@@ -12,6 +12,7 @@ from spacegrid.machine.table import PartitionEntry
 from .audit import Audit, Violation
 from .clients import SimClient
 from .coordination import Coordination
+from .cuts import histories, persisted_in
 from .history import FAILED, OK, PENDING, UNKNOWN, Call, History
 from .leaning import LeaningFaults
 from .linear import check_key
@@ -21,6 +22,7 @@ from .network import Network
 from .node import NodeProcess
 from .options import Options, draw
 from .schedule import SECOND, Schedule
+from .shared import Database
 
 CALM_US = 40 * SECOND
 """Everything healed, the cluster has this long to serve and to be whole."""
@@ -54,6 +56,9 @@ class World:
         self.links: list[Link] = []
         self.connections: list[Any] = []
         self.history = History()
+        self.database = Database()
+        #: When all nodes ended at once.
+        self.dark_us: list[int] = []
         self.audit = Audit(self)
         self.network = Network(self.schedule, self.options)
         self.coordination = Coordination(self)
@@ -80,11 +85,18 @@ class World:
         self.processes[process.incarnation] = process
 
     def lost_said(self, before: PartitionEntry, after: PartitionEntry) -> None:
-        """A partition is called lost: none of its complete copies may be alive."""
+        """A partition is called lost: none of its complete copies may be alive, or on disk.
+
+        A blackout that comes before a new partition is on any disk leaves nothing of it.
+        """
         live = {process.incarnation for process in self.running()}
         alive = [copy for copy in before.in_sync if copy in live]
-        if alive or not self.options.both_copies:
-            self.audit.violation(f"called lost with {alive} alive: {before} -> {after}")
+        stores = {item.copy: item.store for item in self.coordination.state.table.stores}
+        wanted = {stores.get(copy) for copy in before.in_sync}
+        disks = [machine.disk for machine in self.machines if machine.disk is not None]
+        found = [d.name for d in disks if d.store in wanted and before.partition in d.durable]
+        if alive or found or not (self.options.both_copies or self.dark_us):
+            self.audit.violation(f"called lost with {alive} alive, {found}: {before} -> {after}")
 
     def partition(self, call: Call) -> int:
         """Partition of a call's key."""
@@ -125,8 +137,10 @@ class World:
             if machine.process is not None:
                 machine.process.countdown = -1
                 machine.process.resume()
-        for machine in self.machines[: self.options.nodes]:
-            machine.start()
+        for place, machine in enumerate(self.machines):
+            # What is on the disk of a node that was added and has ended may be the only copy.
+            if place < self.options.nodes or machine.disk is not None:
+                machine.start()
 
     def _read_all(self) -> None:
         """Every key once more: what was acknowledged must be there."""
@@ -145,22 +159,29 @@ class World:
         """Check the history; empty when it is fine."""
         slack_us = None if self.options.clock_jumps else 400_000
         for key, calls in sorted(self.history.by_key().items()):
-            wrong = check_key(calls, slack_us)
+            partition = _core.partition_of(key, self.options.partitions)
+            cuts = self.audit.cuts.get(partition, [])
+            seen: list[Call] = []
+            for seen in histories(calls, cuts):
+                wrong = check_key(seen, slack_us)
+                if wrong:
+                    return f"key {key!r}: {wrong}"
+            # The last history alone ends with a read that nothing else runs beside.
+            wrong = self._counter(key, seen)
             if wrong:
-                return f"key {key!r}: {wrong}"
-        return self._counters()
+                return wrong
+        return ""
 
-    def _counters(self) -> str:
+    def _counter(self, key: bytes, calls: list[Call]) -> str:
         """Exactly once: a counter shows all that was acknowledged, and no more than was asked."""
-        for key, calls in sorted(self.history.by_key().items()):
-            if not key.startswith((b"count", b"turn")):
-                continue
-            adds = [call for call in calls if call.kind in ("incr", "turn")]
-            sure = sum(call.argument for call in adds if call.outcome == OK)
-            maybe = sum(call.argument for call in adds if call.outcome in (UNKNOWN, PENDING))
-            last = calls[-1]
-            if last.outcome == OK and not sure <= (last.value or 0) <= sure + maybe:
-                return f"counter {key!r} is {last.value}: {sure} acknowledged, {maybe} unknown"
+        if not key.startswith((b"count", b"turn")) or not calls:
+            return ""
+        adds = [call for call in calls if call.kind in ("incr", "turn")]
+        sure = sum(call.argument for call in adds if call.outcome == OK)
+        maybe = sum(call.argument for call in adds if call.outcome in (UNKNOWN, PENDING))
+        last = calls[-1]
+        if last.outcome == OK and not sure <= (last.value or 0) <= sure + maybe:
+            return f"counter {key!r} is {last.value}: {sure} acknowledged, {maybe} unknown"
         return ""
 
     def figures(self) -> dict[str, Any]:
@@ -174,6 +195,7 @@ class World:
             "simulated_s": round(self.schedule.now_us / SECOND, 3),
             "epochs": sum(entry.epoch for entry in self.coordination.state.table.entries),
             "lost": len(self.audit.lost),
+            "cuts": sum(map(len, self.audit.cuts.values())),
             "faults": dict(sorted(self.faults.counts.items())),
         }
 
@@ -197,12 +219,11 @@ def run(seed: int, options: Options | None = None, log: list[str] | None = None)
         world.run()
         if world.audit.lost:
             # What was lost is gone by contract; what was not is judged.
-            world.history.calls = [
-                call
-                for call in world.history.calls
-                if world.partition(call) not in world.audit.lost
-            ]
-        problem = world.judge()
+            lost = [c for c in world.history.calls if world.partition(c) in world.audit.lost]
+            kept = [c for c in world.history.calls if world.partition(c) not in world.audit.lost]
+            world.history.calls = kept
+            problem = persisted_in(lost)
+        problem = problem or world.judge()
     except Violation as error:
         problem = str(error)
     except KeyboardInterrupt:
