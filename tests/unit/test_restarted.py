@@ -41,31 +41,30 @@ def node(incarnation: int, before: int = 0, sequence: int = 0) -> Registration:
     )
 
 
+#: Partition 0 is on 1 and 2, partition 1 on 3; 1 has ended.
+TABLE = Table(
+    5,
+    LIFE,
+    2,
+    2,
+    1,
+    (
+        PartitionEntry(0, 3, 9, State.OK, 2, (1, 2)),
+        PartitionEntry(1, 3, 9, State.OK, 3, (3,)),
+    ),
+    stores=tuple(CopyStore(copy, store, copy == 1) for copy, store in STORES.items()),
+)
+
+
 class Desk:
-    """A controller that begins, and a coordinator that accepts what it writes.
+    """A controller that begins, and a coordinator that accepts what it writes; 1 is back as 4."""
 
-    Partition 0 is on 1 and 2, partition 1 on 3; 1 has ended, and is back as 4.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, table: Table = TABLE, *alive: Registration) -> None:
         self.now_ms = 0
-        self.table = self.crashed(
-            1,
-            of=Table(
-                5,
-                LIFE,
-                2,
-                2,
-                1,
-                (
-                    PartitionEntry(0, 3, 9, State.OK, 2, (1, 2)),
-                    PartitionEntry(1, 3, 9, State.OK, 3, (3,)),
-                ),
-                stores=tuple(CopyStore(copy, store) for copy, store in STORES.items()),
-            ),
-        )
+        self.table = table
         self.controller = Controller()
-        self.handle(BecameController(self.table, (node(2), node(3), node(4, 1, 50)), term=1))
+        alive = alive or (node(2), node(3), node(4, 1, 50))
+        self.handle(BecameController(self.table, alive, term=1))
 
     def crashed(self, *copies: int, of: Table) -> Table:
         stores = tuple(
@@ -136,3 +135,17 @@ def test_a_cluster_of_which_one_node_was_heard_went_on(word: ControllerEvent) ->
     assert desk.entry.state is State.LOST, "its copies crashed, and their disks are behind"
     desk.ended(3, alive=(node(4, 1, 50), node(5, 2, 51)))
     assert desk.entry.state is State.LOST
+
+
+def test_a_removed_copy_that_was_not_heard_yet_is_not_gone_on_with() -> None:
+    stores = (CopyStore(1, STORES[1]), CopyStore(2, STORES[2], crashed=True))
+    shrunk = PartitionEntry(0, 3, 9, State.OK, 2, (2,), former=(1,))
+    table = Table(5, LIFE, 1, 2, 2, (shrunk,), stores=stores)
+    desk = Desk(table, node(1), node(5, 2, 51))
+    assert desk.entry.in_sync == (2,), "1 may have ended too, and its disk may be behind"
+    desk.handle(Heartbeat(1, 1, (1, 1, 1)))
+    assert (desk.entry.primary, desk.entry.in_sync) == (1, (1,))
+    desk = Desk(table, node(1), node(5, 2, 51))
+    desk.ended(1, alive=(node(5, 2, 51),))
+    desk.handle(Heartbeat(5, 1, (1, 1, 1)))
+    assert (desk.entry.primary, desk.entry.in_sync) == (5, (5,))

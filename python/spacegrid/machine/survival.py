@@ -167,6 +167,10 @@ def _promote(draft: Draft, entry: PartitionEntry) -> None:
     """There is no live primary."""
     live, partition = draft.nodes.live, entry.partition
     in_sync = tuple(copy for copy in entry.in_sync if copy in live)
+    former = tuple(copy for copy in entry.former if copy in live)
+    if not draft.unheard.isdisjoint(in_sync or former):
+        # It is heard at once, or it has ended with the others: then its disk must not decide alone.
+        return
     if in_sync:
         known = draft.table.entries[partition].in_sync
         older = tuple(copy for copy in in_sync if copy in known)
@@ -176,7 +180,6 @@ def _promote(draft: Draft, entry: PartitionEntry) -> None:
     # With fewer complete copies than a write needs, and no tail that could have made up for them,
     # nothing was committed since a former copy was removed: it is as complete as the dead ones.
     few = len(entry.in_sync) < draft.table.min_in_sync and not entry.tails
-    former = tuple(copy for copy in entry.former if copy in live)
     if few and former:
         chosen = draft.least_busy(former)
         _serve_with(draft, entry, (chosen,), chosen)
