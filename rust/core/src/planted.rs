@@ -49,7 +49,7 @@ pub enum Bug {
 
 /// Name and bug.
 #[cfg(feature = "planted")]
-pub const ALL: [(&str, Bug); 33] = [
+pub const ALL: [(&str, Bug); 37] = [
     ("answer-before-commit", Bug::AnswerBeforeCommit),
     ("asked-copy-does-not-count", Bug::AskedCopyDoesNotCount),
     ("ack-what-is-not-verified", Bug::AckWhatIsNotVerified),
