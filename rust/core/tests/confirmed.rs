@@ -4,12 +4,15 @@
 //! was read, that it is none. Method: three nodes without leases, which is what a clock that stands
 //! still makes of them, and frames that the test carries one by one.
 
+mod common;
+
 use spacegrid_core::frame::reply::status;
 use spacegrid_core::frame::request::{Chain, FLAG_CONFIRMED, FLAG_STALE};
 use spacegrid_core::frame::{Opcode, Operation, ReplyFrame, RequestBuilder, RequestFrame, Token};
 use spacegrid_core::replica::{ChangeKind, Config, Node, Ownership, State};
 
-const STREAM: u64 = (1 << 32) | 7;
+use common::{STREAM, frame_of, operation};
+
 const MS: u64 = 10;
 
 struct Trio {
@@ -102,23 +105,7 @@ impl Trio {
     fn ask(&mut self, copy: u64, opcode: Opcode, flags: u8, value: &[u8]) -> u64 {
         self.number += 1;
         let number = self.number;
-        let operation = Operation {
-            opcode,
-            flags,
-            map: "stock",
-            schema: 0,
-            number,
-            token: Token { stream: STREAM, number, path: b"", lowest: 1 },
-            key: b"tea",
-            codec: 0,
-            value,
-            ttl_ms: 0,
-            expected: 0,
-            chain: Chain::default(),
-        };
-        let mut builder = RequestBuilder::new(STREAM);
-        assert_eq!(builder.push(&operation).expect("a valid operation"), None);
-        let frame = builder.finish().expect("an operation");
+        let frame = frame_of(&Operation { flags, ..operation(opcode, number, b"tea", value) });
         self.of(copy).on_client_frame(5, &frame, self.now_ms).expect("a valid frame");
         number
     }

@@ -4,12 +4,14 @@
 //! deletes made is used at once. Method: a primary and its backup whose frames are carried one by one,
 //! so that the test decides how old the primary's news of its backup is.
 
+mod common;
+
 use spacegrid_core::frame::reply::status;
-use spacegrid_core::frame::request::Chain;
-use spacegrid_core::frame::{Opcode, Operation, ReplyFrame, RequestBuilder, Token};
+use spacegrid_core::frame::{Opcode, ReplyFrame};
 use spacegrid_core::replica::{Config, Node, Ownership, State};
 
-const STREAM: u64 = (1 << 32) | 7;
+use common::{frame_of, operation};
+
 const ENTRY: &[u8] = &[7; 1000];
 
 struct Pair {
@@ -90,23 +92,7 @@ impl Pair {
     fn ask(&mut self, opcode: Opcode, key: &[u8], value: &[u8]) -> u64 {
         self.number += 1;
         let number = self.number;
-        let operation = Operation {
-            opcode,
-            flags: 0,
-            map: "stock",
-            schema: 0,
-            number,
-            token: Token { stream: STREAM, number, path: b"", lowest: 1 },
-            key,
-            codec: 0,
-            value,
-            ttl_ms: 0,
-            expected: 0,
-            chain: Chain::default(),
-        };
-        let mut builder = RequestBuilder::new(STREAM);
-        assert_eq!(builder.push(&operation).expect("a valid operation"), None);
-        let frame = builder.finish().expect("an operation");
+        let frame = frame_of(&operation(opcode, number, key, value));
         self.primary.on_client_frame(5, &frame, self.now_ms).expect("a valid frame");
         number
     }

@@ -3,15 +3,17 @@
 //! Goal: a persisted answer leaves after the last disk has the record, never before. Method: a
 //! primary and its backup, joined by hand, whose disks are a call of the test.
 
+mod common;
+
 use std::collections::BTreeMap;
 
 use spacegrid_core::frame::reply::{self, status};
-use spacegrid_core::frame::request::{Chain, FLAG_PERSISTED};
-use spacegrid_core::frame::{Opcode, Operation, ReplyFrame, RequestBuilder, Token};
+use spacegrid_core::frame::request::FLAG_PERSISTED;
+use spacegrid_core::frame::{Opcode, Operation, ReplyFrame};
 use spacegrid_core::record::Position;
 use spacegrid_core::replica::{Config, LOCAL, Node, Ownership, Ring, Role, SHARED, State};
 
-const STREAM: u64 = (1 << 32) | 7;
+use common::{frame_of, operation};
 
 struct Pair {
     nodes: BTreeMap<u64, Node>,
@@ -91,23 +93,7 @@ impl Pair {
     }
 
     fn ask(&mut self, to: u64, number: u64, flags: u8, value: &[u8]) -> Vec<(u64, u8, u8)> {
-        let operation = Operation {
-            opcode: Opcode::Put,
-            flags,
-            map: "stock",
-            schema: 0,
-            number,
-            token: Token { stream: STREAM, number, path: b"", lowest: 1 },
-            key: b"tea",
-            codec: 0,
-            value,
-            ttl_ms: 0,
-            expected: 0,
-            chain: Chain::default(),
-        };
-        let mut builder = RequestBuilder::new(STREAM);
-        assert_eq!(builder.push(&operation).expect("a valid operation"), None);
-        let frame = builder.finish().expect("an operation");
+        let frame = frame_of(&Operation { flags, ..operation(Opcode::Put, number, b"tea", value) });
         self.nodes[&to].on_client_frame(5, &frame, self.now_ms).expect("a valid frame");
         self.exchange()
     }

@@ -4,18 +4,20 @@
 //! reach each other nobody serves. Method: nodes whose frames are carried by hand; the test plays the
 //! controller, so that it can also write what no controller may.
 
+mod common;
+
 use std::collections::BTreeMap;
 
 use spacegrid_core::frame::peer::{self, Message};
 use spacegrid_core::frame::reply::status;
-use spacegrid_core::frame::request::Chain;
-use spacegrid_core::frame::{Opcode, Operation, ReplyFrame, RequestBuilder, Token};
+use spacegrid_core::frame::{Opcode, ReplyFrame};
 use spacegrid_core::record::Position;
 use spacegrid_core::replica::{
     ChangeKind, ChangeWanted, Config, Node, Ownership, Role, State, TailCopy,
 };
 
-const STREAM: u64 = (1 << 32) | 7;
+use common::{frame_of, operation};
+
 const A: u64 = 1;
 const B: u64 = 2;
 const TAIL: u64 = 3;
@@ -135,23 +137,7 @@ impl Cluster {
     }
 
     fn send(&mut self, to: u64, opcode: Opcode, number: u64, key: &[u8], value: &[u8]) {
-        let operation = Operation {
-            opcode,
-            flags: 0,
-            map: "stock",
-            schema: 0,
-            number,
-            token: Token { stream: STREAM, number, path: b"", lowest: 1 },
-            key,
-            codec: 0,
-            value,
-            ttl_ms: 0,
-            expected: 0,
-            chain: Chain::default(),
-        };
-        let mut builder = RequestBuilder::new(STREAM);
-        assert_eq!(builder.push(&operation).expect("a valid operation"), None);
-        let frame = builder.finish().expect("an operation");
+        let frame = frame_of(&operation(opcode, number, key, value));
         self.nodes[&to].on_client_frame(5, &frame, self.now_ms).expect("a valid frame");
     }
 

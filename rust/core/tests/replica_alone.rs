@@ -2,6 +2,8 @@
 //!
 //! Goal: what a client sees of a lone primary. Method: request frames in, reply frames decoded.
 
+mod common;
+
 use spacegrid_core::frame::peer::ChunkEntry;
 use spacegrid_core::frame::reply::status;
 use spacegrid_core::frame::request::{
@@ -14,8 +16,9 @@ use spacegrid_core::replica::{
     Buffer, Config, Effects, Ending, Node, Ownership, Role, State, TurnStart,
 };
 
+use common::{STREAM, frame_of};
+
 const PARTITIONS: u32 = 8;
-const STREAM: u64 = (1 << 32) | 7;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Got {
@@ -51,20 +54,8 @@ fn node(min_in_sync: usize, log_bytes: u64, quota_bytes: u64) -> Node {
 }
 
 fn operation<'a>(opcode: Opcode, number: u64, key: &'a [u8], value: &'a [u8]) -> Operation<'a> {
-    Operation {
-        opcode,
-        flags: 0,
-        map: if opcode == Opcode::Invoke { "Shop.buy" } else { "stock" },
-        schema: 0,
-        number,
-        token: Token { stream: STREAM, number, path: b"", lowest: 1 },
-        key,
-        codec: 0,
-        value,
-        ttl_ms: 0,
-        expected: 0,
-        chain: Chain::default(),
-    }
+    let map = if opcode == Opcode::Invoke { "Shop.buy" } else { "stock" };
+    Operation { map, ..common::operation(opcode, number, key, value) }
 }
 
 fn send(node: &Node, operations: &[Operation<'_>], now_ms: u64) -> (Vec<Got>, Vec<TurnStart>) {
@@ -132,10 +123,8 @@ fn put_get_delete_and_their_conditions() {
 fn replies_of_many_calls_share_a_frame_until_effects_are_taken() {
     let node = node(1, 0, 0);
     for number in 1..=5 {
-        let mut builder = RequestBuilder::new(STREAM);
-        let put = operation(Opcode::Put, number, b"tea", b"v");
-        assert_eq!(builder.push(&put).expect("a valid operation"), None);
-        node.on_client_frame(5, &builder.finish().expect("one operation"), 0).expect("a frame");
+        let put = frame_of(&operation(Opcode::Put, number, b"tea", b"v"));
+        node.on_client_frame(5, &put, 0).expect("a frame");
     }
     let effects = node.take_effects(false, || 0).expect("five replies");
     assert_eq!(effects.client_frames.len(), 1);
@@ -345,9 +334,7 @@ fn names(epoch: u32, version: u64, copy: u64) -> Ownership {
 #[test]
 fn hostile_request_bytes_change_nothing() {
     let node = node(1, 0, 0);
-    let mut builder = RequestBuilder::new(STREAM);
-    builder.push(&operation(Opcode::Put, 1, b"k", b"v")).expect("valid");
-    let frame = builder.finish().expect("one");
+    let frame = frame_of(&operation(Opcode::Put, 1, b"k", b"v"));
     for length in 0..frame.len() {
         assert!(node.on_client_frame(5, &frame[..length], 0).is_err());
         let mut flipped = frame.clone();

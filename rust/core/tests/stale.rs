@@ -4,15 +4,18 @@
 //! became of primary, links and clocks; and nothing is answered past the age that was asked for.
 //! Method: a primary and its backup whose frames are carried one by one, with a clock of the test.
 
+mod common;
+
 use std::cell::Cell;
 
 use spacegrid_core::frame::reply::{FLAG_STALE, status};
-use spacegrid_core::frame::request::{Chain, FLAG_STALE as ASK_STALE};
-use spacegrid_core::frame::{Opcode, Operation, ReplyFrame, RequestBuilder, Token};
+use spacegrid_core::frame::request::FLAG_STALE as ASK_STALE;
+use spacegrid_core::frame::{Opcode, Operation, ReplyFrame};
 use spacegrid_core::record::Position;
 use spacegrid_core::replica::{Config, HELD_MS, Node, Ownership, State, TailCopy};
 
-const STREAM: u64 = (1 << 32) | 7;
+use common::{frame_of, operation};
+
 const FOREVER: u64 = u64::MAX;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -133,23 +136,7 @@ impl Pair {
     fn ask(&self, copy: u64, opcode: Opcode, flags: u8, value: &[u8]) {
         let number = self.number.get() + 1;
         self.number.set(number);
-        let operation = Operation {
-            opcode,
-            flags,
-            map: "stock",
-            schema: 0,
-            number,
-            token: Token { stream: STREAM, number, path: b"", lowest: 1 },
-            key: b"tea",
-            codec: 0,
-            value,
-            ttl_ms: 0,
-            expected: 0,
-            chain: Chain::default(),
-        };
-        let mut builder = RequestBuilder::new(STREAM);
-        assert_eq!(builder.push(&operation).expect("a valid operation"), None);
-        let frame = builder.finish().expect("an operation");
+        let frame = frame_of(&Operation { flags, ..operation(opcode, number, b"tea", value) });
         self.of(copy).on_client_frame(5, &frame, 0).expect("a valid frame");
     }
 

@@ -4,16 +4,18 @@
 //! holds up no write. Method: a primary of several partitions and a copy that joins all of them, with
 //! the time and the wire under the test's control; the test plays the controller.
 
+mod common;
+
 use std::collections::BTreeMap;
 
 use spacegrid_core::frame::peer::{self, Message};
 use spacegrid_core::frame::reply::status;
-use spacegrid_core::frame::request::Chain;
-use spacegrid_core::frame::{Opcode, Operation, ReplyFrame, RequestBuilder, Token};
+use spacegrid_core::frame::{Opcode, ReplyFrame};
 use spacegrid_core::limits::SNAPSHOT_CHUNK_BYTES;
 use spacegrid_core::replica::{ChangeKind, Config, Node, Ownership, State, TailCopy};
 
-const STREAM: u64 = (1 << 32) | 7;
+use common::{frame_of, operation};
+
 const PARTITIONS: u32 = 8;
 const ENTRIES: u64 = 400;
 const VALUE_BYTES: usize = 10_000;
@@ -155,23 +157,10 @@ impl Pair {
     fn put(&mut self) {
         self.number += 1;
         let number = self.number;
-        let operation = Operation {
-            opcode: Opcode::Put,
-            flags: 0,
-            map: "stock",
-            schema: 0,
-            number,
-            token: Token { stream: STREAM, number, path: b"", lowest: number },
-            key: &number.to_le_bytes(),
-            codec: 0,
-            value: &[7; VALUE_BYTES],
-            ttl_ms: 0,
-            expected: 0,
-            chain: Chain::default(),
-        };
-        let mut builder = RequestBuilder::new(STREAM);
-        assert_eq!(builder.push(&operation).expect("a valid operation"), None);
-        let frame = builder.finish().expect("an operation");
+        let key = number.to_le_bytes();
+        let mut put = operation(Opcode::Put, number, &key, &[7; VALUE_BYTES]);
+        put.token.lowest = number;
+        let frame = frame_of(&put);
         self.nodes[&1].on_client_frame(5, &frame, self.now_ms).expect("a valid frame");
         self.carry();
     }
