@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from spacegrid.machine.disks import last_disks
 from spacegrid.machine.draft import Draft
 from spacegrid.machine.table import EPOCH_MAX, PartitionEntry, State, Table, Tail
 
@@ -248,51 +249,25 @@ def _former(
 
 
 def _recover(draft: Draft, entry: PartitionEntry) -> State:
-    """Look for the last complete copies among the stores of the nodes that registered.
+    """Begin again from the disks of the last complete copies (disks.py).
 
-    Candidates are only stores of the last in-sync set; a store that another process has open now is
-    proof that the copy has ended. Once all of them have reported, the highest position wins, and
-    those that are equal are in sync. A node reports with its registration, and counts once it was
-    heard as well: it has loaded its store then, and is not one that ends before it has begun.
-
-    A crashed copy's store has what was persisted, but not what was only replicated and not yet
-    written. So it is a candidate by itself only when everything was restarted, where it is what
-    there is (`lost_tails` says so); in a cluster that went on without it the partition is lost, and
-    an operator decides whether the disk is good enough (acceptance.py). Until it is known which of
-    the two it is, the copy counts as missing.
+    Once all of them have reported, the highest position wins, and those that are equal are in sync.
+    What was only replicated may be gone with a copy that crashed: `lost_tails` says so. In a
+    cluster that went on without such a copy the partition is lost.
 
     Returns:
         OK when it is served again, else how it stands.
     """
-    found: list[tuple[int, int, int]] = []
-    missing = False
-    waits_for_disks = entry.state is State.RECOVERING and not entry.recovers()
-    crashed = undecided = False
-    for copy in entry.in_sync:
-        known = draft.stores.get(copy)
-        if known is None:
-            continue
-        trusted = waits_for_disks or draft.restart.trusts(copy)
-        if known.crashed and not trusted:
-            undecided |= trusted is None
-            continue
-        crashed |= known.crashed
-        node = draft.nodes.with_store(known.store)
-        if node is None or node.incarnation == copy or node.incarnation in draft.unheard:
-            missing = True
-            continue
-        position = draft.nodes.stored(known.store, entry.partition)
-        if position is not None:
-            found.append((position.epoch, position.sequence, node.incarnation))
-    if undecided:
+    disks = last_disks(draft, entry)
+    if disks.undecided:
         return State.UNAVAILABLE
-    if missing:
+    if not disks.complete:
         # Recovering says it to the next controller as well: what crashed is waited for.
-        return State.RECOVERING if found or crashed else State.UNAVAILABLE
-    if not found:
+        return State.RECOVERING if disks.found or disks.crashed else State.UNAVAILABLE
+    if not disks.found:
         return State.LOST
-    best = max(found)[:2]
-    in_sync = tuple(sorted(item[2] for item in found if item[:2] == best))
+    best = max(disks.found)[:2]
+    in_sync = tuple(sorted(item[2] for item in disks.found if item[:2] == best))
     epoch = max(entry.epoch, best[0]) + 1
     if epoch > EPOCH_MAX:
         return State.LOST
