@@ -167,7 +167,8 @@ async def test_what_was_written_is_there_after_a_restart(cluster: Cluster) -> No
     again = await cluster.node("b")
     assert again.table.revision == 2
     assert again.table.entries[3] == placed(3, 1)
-    assert [(item.copy, item.store) for item in again.table.stores] == [(1, b"s" * 16)]
+    stores = [(item.copy, item.store, item.name) for item in again.table.stores]
+    assert stores == [(1, b"s" * 16, "a")]
 
 
 async def test_a_death_ends_the_registration_and_marks_the_store(cluster: Cluster) -> None:

@@ -11,7 +11,7 @@ from spacegrid.coordinator.etcd import decisions, layout
 from spacegrid.coordinator.etcd.image import Image
 from spacegrid.coordinator.etcd.layout import Keys, Meta, Term
 from spacegrid.errors import ProtocolError
-from spacegrid.machine.table import Joining, PartitionEntry, State, Tail, new_table
+from spacegrid.machine.table import CopyStore, Joining, PartitionEntry, State, Tail, new_table
 
 #: etcd's own defaults.
 OPERATIONS_MAX = 128
@@ -124,6 +124,11 @@ def test_a_chunk_of_other_partitions_is_refused() -> None:
     value = layout.encode((PartitionEntry(5), PartitionEntry(6)))
     with pytest.raises(ProtocolError, match="does not hold partitions 0 to 1"):
         image.hear([api.Event(kv=api.KeyValue(key=KEYS.chunk(0), value=value, mod_revision=9))], 9)
+
+
+def test_stores_without_names_are_read_as_they_were_written_before() -> None:
+    before = layout.encode(((4, b"s" * 16, True),))
+    assert layout.stores_of(b"stores", before) == (CopyStore(4, b"s" * 16, crashed=True),)
 
 
 def test_a_key_that_no_space_has_is_refused() -> None:

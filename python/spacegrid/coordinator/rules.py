@@ -83,7 +83,7 @@ def _stores_of(table: Table, registrations: Iterable[Registration]) -> tuple[Cop
     for registration in registrations:
         if registration.store and registration.incarnation not in known:
             known[registration.incarnation] = CopyStore(
-                registration.incarnation, registration.store
+                registration.incarnation, registration.store, name=registration.name
             )
     named: set[int] = set()
     for entry in table.entries:

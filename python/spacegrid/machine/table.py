@@ -108,6 +108,8 @@ class CopyStore(msgspec.Struct, frozen=True, array_like=True):
     store: bytes
     #: True: its process ended without a clean stop, so the store is behind what it had in memory.
     crashed: bool = False
+    #: Of the node that had it, for the operator who looks for it; empty: not known.
+    name: str = ""
 
 
 class Registration(msgspec.Struct, frozen=True):

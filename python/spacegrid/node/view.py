@@ -32,6 +32,8 @@ class ClusterView:
                 registered one.
         """
         self.table = table
+        #: Names that were never heard here, of copies whose stores the table remembers.
+        self._store_names = {item.copy: item.name for item in table.stores}
         self._via = dict(via or {})
         self.registrations: dict[int, Registration] = {}
         self.controller = ControllerChanged(incarnation=0, term=0)
@@ -47,6 +49,7 @@ class ClusterView:
     def set_table(self, table: Table) -> None:
         """Take a newer table."""
         self.table = table
+        self._store_names = {item.copy: item.name for item in table.stores}
         self._routes = None
 
     def set_registrations(self, registrations: tuple[Registration, ...]) -> None:
@@ -57,7 +60,8 @@ class ClusterView:
 
     def name(self, incarnation: int) -> str:
         """Name of a node, also of one that is gone; its number where nothing is known of it."""
-        return self._names.get(incarnation) or f"#{incarnation}"
+        known = self._names.get(incarnation) or self._store_names.get(incarnation)
+        return known or f"#{incarnation}"
 
     def peer_address(self, registration: Registration) -> str:
         """The address under which this node reaches another; clients get the registered one."""

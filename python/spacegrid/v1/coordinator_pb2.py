@@ -24,15 +24,15 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1espacegrid/v1/coordinator.proto\x12\x0cspacegrid.v1\",\n\x0bJoiningCopy\x12\x0c\n\x04\x63opy\x18\x01 \x01(\x04\x12\x0f\n\x07session\x18\x02 \x01(\r\"i\n\x08TailCopy\x12\x0c\n\x04\x63opy\x18\x01 \x01(\x04\x12\x0f\n\x07session\x18\x02 \x01(\r\x12\x12\n\nfrom_epoch\x18\x03 \x01(\r\x12\x15\n\rfrom_sequence\x18\x04 \x01(\x04\x12\x13\n\x0bpredecessor\x18\x05 \x01(\x04\"\x85\x02\n\x0ePartitionEntry\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\r\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.spacegrid.v1.PartitionState\x12\x0f\n\x07primary\x18\x05 \x01(\x04\x12\x0f\n\x07in_sync\x18\x06 \x03(\x04\x12\x0e\n\x06\x66ormer\x18\x07 \x03(\x04\x12*\n\x07joining\x18\x08 \x03(\x0b\x32\x19.spacegrid.v1.JoiningCopy\x12%\n\x05tails\x18\t \x03(\x0b\x32\x16.spacegrid.v1.TailCopy\x12\x0e\n\x06target\x18\n \x01(\x04\"9\n\tCopyStore\x12\x0c\n\x04\x63opy\x18\x01 \x01(\x04\x12\r\n\x05store\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63rashed\x18\x03 \x01(\x08\"\xe6\x01\n\x05Table\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0c\n\x04life\x18\x02 \x01(\x0c\x12\x17\n\x0fpartition_count\x18\x03 \x01(\r\x12\x0e\n\x06\x63opies\x18\x04 \x01(\r\x12\x13\n\x0bmin_in_sync\x18\x05 \x01(\r\x12-\n\x07\x65ntries\x18\x06 \x03(\x0b\x32\x1c.spacegrid.v1.PartitionEntry\x12\'\n\x06stores\x18\x07 \x03(\x0b\x32\x17.spacegrid.v1.CopyStore\x12\x0f\n\x07stopped\x18\x08 \x01(\x08\x12\x16\n\x0enodes_expected\x18\t \x01(\r\"\xbe\x01\n\x0cRegistration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0b\n\x03pid\x18\x04 \x01(\x04\x12\r\n\x05store\x18\x05 \x01(\x0c\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12-\n\x06stored\x18\x07 \x03(\x0b\x32\x1d.spacegrid.v1.StoredPartition\x12\x0f\n\x07stopped\x18\x08 \x01(\x08\x12\x0c\n\x04zone\x18\t \x01(\t\"E\n\x0fStoredPartition\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"|\n\x0bJoinRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\x12\x30\n\x0cregistration\x18\x03 \x01(\x0b\x32\x1a.spacegrid.v1.Registration\x12\r\n\x05leave\x18\x04 \x01(\x08\"\xfd\x01\n\tJoinEvent\x12.\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1a.spacegrid.v1.RegistrationH\x00\x12$\n\x05table\x18\x02 \x01(\x0b\x32\x13.spacegrid.v1.TableH\x00\x12+\n\x06\x63hange\x18\x03 \x01(\x0b\x32\x19.spacegrid.v1.TableChangeH\x00\x12\x34\n\rregistrations\x18\x04 \x01(\x0b\x32\x1b.spacegrid.v1.RegistrationsH\x00\x12.\n\ncontroller\x18\x05 \x01(\x0b\x32\x18.spacegrid.v1.ControllerH\x00\x42\x07\n\x05\x65vent\"\x88\x01\n\x0bTableChange\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12-\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1c.spacegrid.v1.PartitionEntry\x12\'\n\x06stores\x18\x03 \x03(\x0b\x32\x17.spacegrid.v1.CopyStore\x12\x0f\n\x07stopped\x18\x04 \x01(\x08\"L\n\rRegistrations\x12)\n\x05\x61live\x18\x01 \x03(\x0b\x32\x1a.spacegrid.v1.Registration\x12\x10\n\x08stopping\x18\x02 \x01(\x08\"/\n\nController\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\":\n\x0f\x43\x61mpaignRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x12\n\nknown_term\x18\x02 \x01(\x04\"\x10\n\x0e\x43onfirmRequest\"f\n\x0cWriteRequest\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x19\n\x11\x65xpected_revision\x18\x02 \x01(\x04\x12-\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x1c.spacegrid.v1.PartitionEntry\"0\n\nWriteReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x10\n\x08revision\x18\x02 \x01(\x04\"\x14\n\x12StopClusterRequest\"\x12\n\x10StopClusterReply*\xa4\x01\n\x0ePartitionState\x12\x1f\n\x1bPARTITION_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12PARTITION_STATE_OK\x10\x01\x12\x1e\n\x1aPARTITION_STATE_RECOVERING\x10\x02\x12\x1f\n\x1bPARTITION_STATE_UNAVAILABLE\x10\x03\x12\x18\n\x14PARTITION_STATE_LOST\x10\x04\x32\xe5\x02\n\x0b\x43oordinator\x12>\n\x04Join\x12\x19.spacegrid.v1.JoinRequest\x1a\x17.spacegrid.v1.JoinEvent(\x01\x30\x01\x12\x43\n\x08\x43\x61mpaign\x12\x1d.spacegrid.v1.CampaignRequest\x1a\x18.spacegrid.v1.Controller\x12\x41\n\x07\x43onfirm\x12\x1c.spacegrid.v1.ConfirmRequest\x1a\x18.spacegrid.v1.Controller\x12=\n\x05Write\x12\x1a.spacegrid.v1.WriteRequest\x1a\x18.spacegrid.v1.WriteReply\x12O\n\x0bStopCluster\x12 .spacegrid.v1.StopClusterRequest\x1a\x1e.spacegrid.v1.StopClusterReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1espacegrid/v1/coordinator.proto\x12\x0cspacegrid.v1\",\n\x0bJoiningCopy\x12\x0c\n\x04\x63opy\x18\x01 \x01(\x04\x12\x0f\n\x07session\x18\x02 \x01(\r\"i\n\x08TailCopy\x12\x0c\n\x04\x63opy\x18\x01 \x01(\x04\x12\x0f\n\x07session\x18\x02 \x01(\r\x12\x12\n\nfrom_epoch\x18\x03 \x01(\r\x12\x15\n\rfrom_sequence\x18\x04 \x01(\x04\x12\x13\n\x0bpredecessor\x18\x05 \x01(\x04\"\x85\x02\n\x0ePartitionEntry\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\r\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.spacegrid.v1.PartitionState\x12\x0f\n\x07primary\x18\x05 \x01(\x04\x12\x0f\n\x07in_sync\x18\x06 \x03(\x04\x12\x0e\n\x06\x66ormer\x18\x07 \x03(\x04\x12*\n\x07joining\x18\x08 \x03(\x0b\x32\x19.spacegrid.v1.JoiningCopy\x12%\n\x05tails\x18\t \x03(\x0b\x32\x16.spacegrid.v1.TailCopy\x12\x0e\n\x06target\x18\n \x01(\x04\"G\n\tCopyStore\x12\x0c\n\x04\x63opy\x18\x01 \x01(\x04\x12\r\n\x05store\x18\x02 \x01(\x0c\x12\x0f\n\x07\x63rashed\x18\x03 \x01(\x08\x12\x0c\n\x04name\x18\x04 \x01(\t\"\xe6\x01\n\x05Table\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x0c\n\x04life\x18\x02 \x01(\x0c\x12\x17\n\x0fpartition_count\x18\x03 \x01(\r\x12\x0e\n\x06\x63opies\x18\x04 \x01(\r\x12\x13\n\x0bmin_in_sync\x18\x05 \x01(\r\x12-\n\x07\x65ntries\x18\x06 \x03(\x0b\x32\x1c.spacegrid.v1.PartitionEntry\x12\'\n\x06stores\x18\x07 \x03(\x0b\x32\x17.spacegrid.v1.CopyStore\x12\x0f\n\x07stopped\x18\x08 \x01(\x08\x12\x16\n\x0enodes_expected\x18\t \x01(\r\"\xbe\x01\n\x0cRegistration\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0b\n\x03pid\x18\x04 \x01(\x04\x12\r\n\x05store\x18\x05 \x01(\x0c\x12\x10\n\x08\x64raining\x18\x06 \x01(\x08\x12-\n\x06stored\x18\x07 \x03(\x0b\x32\x1d.spacegrid.v1.StoredPartition\x12\x0f\n\x07stopped\x18\x08 \x01(\x08\x12\x0c\n\x04zone\x18\t \x01(\t\"E\n\x0fStoredPartition\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x10\n\x08sequence\x18\x03 \x01(\x04\"|\n\x0bJoinRequest\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x12\n\ncluster_id\x18\x02 \x01(\x0c\x12\x30\n\x0cregistration\x18\x03 \x01(\x0b\x32\x1a.spacegrid.v1.Registration\x12\r\n\x05leave\x18\x04 \x01(\x08\"\xfd\x01\n\tJoinEvent\x12.\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x1a.spacegrid.v1.RegistrationH\x00\x12$\n\x05table\x18\x02 \x01(\x0b\x32\x13.spacegrid.v1.TableH\x00\x12+\n\x06\x63hange\x18\x03 \x01(\x0b\x32\x19.spacegrid.v1.TableChangeH\x00\x12\x34\n\rregistrations\x18\x04 \x01(\x0b\x32\x1b.spacegrid.v1.RegistrationsH\x00\x12.\n\ncontroller\x18\x05 \x01(\x0b\x32\x18.spacegrid.v1.ControllerH\x00\x42\x07\n\x05\x65vent\"\x88\x01\n\x0bTableChange\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12-\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1c.spacegrid.v1.PartitionEntry\x12\'\n\x06stores\x18\x03 \x03(\x0b\x32\x17.spacegrid.v1.CopyStore\x12\x0f\n\x07stopped\x18\x04 \x01(\x08\"L\n\rRegistrations\x12)\n\x05\x61live\x18\x01 \x03(\x0b\x32\x1a.spacegrid.v1.Registration\x12\x10\n\x08stopping\x18\x02 \x01(\x08\"/\n\nController\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x0c\n\x04term\x18\x02 \x01(\x04\":\n\x0f\x43\x61mpaignRequest\x12\x13\n\x0bincarnation\x18\x01 \x01(\x04\x12\x12\n\nknown_term\x18\x02 \x01(\x04\"\x10\n\x0e\x43onfirmRequest\"f\n\x0cWriteRequest\x12\x0c\n\x04term\x18\x01 \x01(\x04\x12\x19\n\x11\x65xpected_revision\x18\x02 \x01(\x04\x12-\n\x07\x65ntries\x18\x03 \x03(\x0b\x32\x1c.spacegrid.v1.PartitionEntry\"0\n\nWriteReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x10\n\x08revision\x18\x02 \x01(\x04\"\x14\n\x12StopClusterRequest\"\x12\n\x10StopClusterReply*\xa4\x01\n\x0ePartitionState\x12\x1f\n\x1bPARTITION_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12PARTITION_STATE_OK\x10\x01\x12\x1e\n\x1aPARTITION_STATE_RECOVERING\x10\x02\x12\x1f\n\x1bPARTITION_STATE_UNAVAILABLE\x10\x03\x12\x18\n\x14PARTITION_STATE_LOST\x10\x04\x32\xe5\x02\n\x0b\x43oordinator\x12>\n\x04Join\x12\x19.spacegrid.v1.JoinRequest\x1a\x17.spacegrid.v1.JoinEvent(\x01\x30\x01\x12\x43\n\x08\x43\x61mpaign\x12\x1d.spacegrid.v1.CampaignRequest\x1a\x18.spacegrid.v1.Controller\x12\x41\n\x07\x43onfirm\x12\x1c.spacegrid.v1.ConfirmRequest\x1a\x18.spacegrid.v1.Controller\x12=\n\x05Write\x12\x1a.spacegrid.v1.WriteRequest\x1a\x18.spacegrid.v1.WriteReply\x12O\n\x0bStopCluster\x12 .spacegrid.v1.StopClusterRequest\x1a\x1e.spacegrid.v1.StopClusterReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'spacegrid.v1.coordinator_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PARTITIONSTATE']._serialized_start=1944
-  _globals['_PARTITIONSTATE']._serialized_end=2108
+  _globals['_PARTITIONSTATE']._serialized_start=1958
+  _globals['_PARTITIONSTATE']._serialized_end=2122
   _globals['_JOININGCOPY']._serialized_start=48
   _globals['_JOININGCOPY']._serialized_end=92
   _globals['_TAILCOPY']._serialized_start=94
@@ -40,35 +40,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PARTITIONENTRY']._serialized_start=202
   _globals['_PARTITIONENTRY']._serialized_end=463
   _globals['_COPYSTORE']._serialized_start=465
-  _globals['_COPYSTORE']._serialized_end=522
-  _globals['_TABLE']._serialized_start=525
-  _globals['_TABLE']._serialized_end=755
-  _globals['_REGISTRATION']._serialized_start=758
-  _globals['_REGISTRATION']._serialized_end=948
-  _globals['_STOREDPARTITION']._serialized_start=950
-  _globals['_STOREDPARTITION']._serialized_end=1019
-  _globals['_JOINREQUEST']._serialized_start=1021
-  _globals['_JOINREQUEST']._serialized_end=1145
-  _globals['_JOINEVENT']._serialized_start=1148
-  _globals['_JOINEVENT']._serialized_end=1401
-  _globals['_TABLECHANGE']._serialized_start=1404
-  _globals['_TABLECHANGE']._serialized_end=1540
-  _globals['_REGISTRATIONS']._serialized_start=1542
-  _globals['_REGISTRATIONS']._serialized_end=1618
-  _globals['_CONTROLLER']._serialized_start=1620
-  _globals['_CONTROLLER']._serialized_end=1667
-  _globals['_CAMPAIGNREQUEST']._serialized_start=1669
-  _globals['_CAMPAIGNREQUEST']._serialized_end=1727
-  _globals['_CONFIRMREQUEST']._serialized_start=1729
-  _globals['_CONFIRMREQUEST']._serialized_end=1745
-  _globals['_WRITEREQUEST']._serialized_start=1747
-  _globals['_WRITEREQUEST']._serialized_end=1849
-  _globals['_WRITEREPLY']._serialized_start=1851
-  _globals['_WRITEREPLY']._serialized_end=1899
-  _globals['_STOPCLUSTERREQUEST']._serialized_start=1901
-  _globals['_STOPCLUSTERREQUEST']._serialized_end=1921
-  _globals['_STOPCLUSTERREPLY']._serialized_start=1923
-  _globals['_STOPCLUSTERREPLY']._serialized_end=1941
-  _globals['_COORDINATOR']._serialized_start=2111
-  _globals['_COORDINATOR']._serialized_end=2468
+  _globals['_COPYSTORE']._serialized_end=536
+  _globals['_TABLE']._serialized_start=539
+  _globals['_TABLE']._serialized_end=769
+  _globals['_REGISTRATION']._serialized_start=772
+  _globals['_REGISTRATION']._serialized_end=962
+  _globals['_STOREDPARTITION']._serialized_start=964
+  _globals['_STOREDPARTITION']._serialized_end=1033
+  _globals['_JOINREQUEST']._serialized_start=1035
+  _globals['_JOINREQUEST']._serialized_end=1159
+  _globals['_JOINEVENT']._serialized_start=1162
+  _globals['_JOINEVENT']._serialized_end=1415
+  _globals['_TABLECHANGE']._serialized_start=1418
+  _globals['_TABLECHANGE']._serialized_end=1554
+  _globals['_REGISTRATIONS']._serialized_start=1556
+  _globals['_REGISTRATIONS']._serialized_end=1632
+  _globals['_CONTROLLER']._serialized_start=1634
+  _globals['_CONTROLLER']._serialized_end=1681
+  _globals['_CAMPAIGNREQUEST']._serialized_start=1683
+  _globals['_CAMPAIGNREQUEST']._serialized_end=1741
+  _globals['_CONFIRMREQUEST']._serialized_start=1743
+  _globals['_CONFIRMREQUEST']._serialized_end=1759
+  _globals['_WRITEREQUEST']._serialized_start=1761
+  _globals['_WRITEREQUEST']._serialized_end=1863
+  _globals['_WRITEREPLY']._serialized_start=1865
+  _globals['_WRITEREPLY']._serialized_end=1913
+  _globals['_STOPCLUSTERREQUEST']._serialized_start=1915
+  _globals['_STOPCLUSTERREQUEST']._serialized_end=1935
+  _globals['_STOPCLUSTERREPLY']._serialized_start=1937
+  _globals['_STOPCLUSTERREPLY']._serialized_end=1955
+  _globals['_COORDINATOR']._serialized_start=2125
+  _globals['_COORDINATOR']._serialized_end=2482
 # @@protoc_insertion_point(module_scope)

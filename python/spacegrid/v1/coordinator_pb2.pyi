@@ -172,21 +172,25 @@ class CopyStore(_message.Message):
     COPY_FIELD_NUMBER: _builtins.int
     STORE_FIELD_NUMBER: _builtins.int
     CRASHED_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
     copy: _builtins.int
     store: _builtins.bytes
     """16 bytes."""
     crashed: _builtins.bool
     """True: its process ended without a clean stop, so the store is behind what the copy had in memory."""
+    name: _builtins.str
+    """Name of the node that had it; empty: not known."""
     def __init__(
         self,
         *,
         copy: _builtins.int = ...,
         store: _builtins.bytes = ...,
         crashed: _builtins.bool = ...,
+        name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy", b"copy", "crashed", b"crashed", "store", b"store"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["copy", b"copy", "crashed", b"crashed", "name", b"name", "store", b"store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -106,7 +106,10 @@ def entry_from_pb(message: pb.PartitionEntry) -> PartitionEntry:
 
 def stores_to_pb(stores: Iterable[CopyStore]) -> list[pb.CopyStore]:
     """Stores as their messages."""
-    return [pb.CopyStore(copy=item.copy, store=item.store, crashed=item.crashed) for item in stores]
+    return [
+        pb.CopyStore(copy=item.copy, store=item.store, crashed=item.crashed, name=item.name)
+        for item in stores
+    ]
 
 
 def stores_from_pb(messages: Iterable[pb.CopyStore]) -> tuple[CopyStore, ...]:
@@ -115,7 +118,9 @@ def stores_from_pb(messages: Iterable[pb.CopyStore]) -> tuple[CopyStore, ...]:
     Raises:
         ProtocolError: A store id of another length.
     """
-    return tuple(CopyStore(item.copy, _id(item.store, "store"), item.crashed) for item in messages)
+    return tuple(
+        CopyStore(item.copy, _id(item.store, "store"), item.crashed, item.name) for item in messages
+    )
 
 
 def table_to_pb(table: Table) -> pb.Table:
