@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import spacegrid
 from spacegrid.machine.leases import GRANTED_MS
 from spacegrid.node import report
 from spacegrid.testing import LocalCluster
@@ -63,6 +67,9 @@ def test_a_hung_node_is_shown_as_suspected_and_what_only_it_has_as_unavailable(
     text = report.status_text(document)
     assert "not answering, suspected: silent" in text
     assert f"UNAVAILABLE: partitions {', '.join(map(str, theirs))}" in text
+    (group,) = document["waiting"]
+    assert (group["partitions"], group["why"], group["nodes"]) == (theirs, "hung", [victim])
+    assert f") for {victim}, hung or cut off (the copy may hold acknowledged writes)" in text
     cluster.wait_for(
         lambda: (
             not (found := status(cluster, asked))["unserved"]
@@ -70,3 +77,53 @@ def test_a_hung_node_is_shown_as_suspected_and_what_only_it_has_as_unavailable(
         ),
         "the node to be well again",
     )
+
+
+def shown(*arguments: str) -> tuple[int, str]:
+    """Exit code and output of a command."""
+    done = subprocess.run(
+        [sys.executable, "-m", "spacegrid", *arguments], capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stdout
+
+
+def test_what_nobody_serves_names_the_node_to_start_and_is_served_once_it_is(
+    start_cluster: Callable[..., LocalCluster],
+) -> None:
+    """The node that is asked was started after the other had ended: the table knows its name."""
+    cluster = start_cluster(nodes=2, partitions=4)
+    with spacegrid.connect_sync(*cluster.addresses, timeout=20) as grid:
+        stock = grid.map("stock", key=int, value=int, durability="persisted")
+        stock.put_many({number: number for number in range(40)})
+    cluster.kill("node-1")
+    cluster.wait_for(
+        lambda: all(list(line.in_sync) == ["node-2"] for line in cluster.partitions()),
+        "node-2 to go on alone",
+    )
+    cluster.kill("node-2")
+    address = cluster.restart("node-1").address
+    line = (
+        "WAITING: 4 partitions (0, 1, 2, 3) for the disk of node-2 (it may hold acknowledged "
+        "writes); hint: start node-2 with the old data folder, or go on without it: "
+        "spacegrid partitions accept 0 1 2 3 --longest"
+    )
+    document = cluster.wait_for(
+        lambda: found if (found := status(cluster, "node-1"))["waiting"] else None, "a reason"
+    )
+    (group,) = document["waiting"]
+    assert (group["partitions"], group["why"]) == ([0, 1, 2, 3], "disk")
+    assert group["nodes"] == ["node-2"]
+    assert line.endswith(f"for {group['waits_for']}; hint: {group['hint']}")
+    code, text = shown("status", "--at", address)
+    assert (code, text.splitlines()[-1]) == (1, line)
+    code, text = shown("partitions", "--at", address)
+    assert (code, text.splitlines()[-1]) == (0, line)
+    each = json.loads(shown("partitions", "--json", "--at", address)[1])["partitions"]
+    assert [p["waiting"] for p in each] == [{"why": "disk", "nodes": ["node-2"]}] * 4
+    cluster.restart("node-2")
+    cluster.wait_ready()
+    document = status(cluster, "node-1")
+    assert (document["unserved"], document["waiting"]) == (0, [])
+    with spacegrid.connect_sync(*cluster.addresses, timeout=20) as grid:
+        stock = grid.map("stock", key=int, value=int)
+        assert stock.get_many(range(40)) == {number: number for number in range(40)}

@@ -64,6 +64,7 @@ from spacegrid.machine.table import (
     check_step,
 )
 from spacegrid.machine.term import HeldTerm
+from spacegrid.machine.waiting import Wait, waits
 
 __all__ = ["READMIT_WAIT_MS", "STORY_MAX", "Controller", "ControllerConfig", "StoryLine"]
 
@@ -245,6 +246,12 @@ class Controller:
         if not self._active or self._table is None:
             return "this node is not the controller"
         return why_not(Draft(self._table, self._stores, self._nodes), choice)
+
+    def waits(self, now_ms: int) -> dict[Wait, tuple[int, ...]]:
+        """What each partition without a primary waits for, as far as this node decides it."""
+        if not self._active or self._table is None:
+            return {}
+        return waits(self._draft(self._table, now_ms))
 
     def story(self, partition: int) -> tuple[StoryLine, ...]:
         """The last decisions about a partition, oldest first."""
@@ -465,11 +472,8 @@ class Controller:
         self._nodes = Nodes(registrations, self._drains, self._suspected, self._unsteady, copies)
         self._restart.set_registered(self._nodes.registered)
 
-    def _decide(self, cause: str, now_ms: int) -> list[Effect]:
-        """One pass of all rules over the table."""
-        table = self._table
-        if table is None or not self._nodes.live:
-            return []
+    def _draft(self, table: Table, now_ms: int) -> Draft:
+        """No change yet, and all that the rules may ask for."""
         draft = Draft(
             table,
             self._stores,
@@ -480,6 +484,14 @@ class Controller:
         draft.restart = self._restart
         if self.config.leases:
             draft.unheard = self._liveness.unheard
+        return draft
+
+    def _decide(self, cause: str, now_ms: int) -> list[Effect]:
+        """One pass of all rules over the table."""
+        table = self._table
+        if table is None or not self._nodes.live:
+            return []
+        draft = self._draft(table, now_ms)
         for sender, change in self._pending:
             if not apply_change(draft, sender, change):
                 self.refused_count += 1

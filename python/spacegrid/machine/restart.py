@@ -54,6 +54,11 @@ class Restart:
         """Take who has not ended."""
         self._unheard &= registered
 
+    @property
+    def unheard(self) -> frozenset[int]:
+        """Nodes of before that have not ended and were not heard: what is not known is of them."""
+        return self._unheard
+
     def trusts(self, copy: int) -> bool | None:
         """Whether a crashed copy's disk is all there is of it; None: it is not known yet."""
         if copy not in self._before:

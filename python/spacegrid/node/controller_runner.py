@@ -51,6 +51,7 @@ from spacegrid.machine.events import (
 )
 from spacegrid.machine.standby import Standby
 from spacegrid.machine.survival import lost_tails
+from spacegrid.machine.waiting import Wait
 from spacegrid.node.log import get_logger
 from spacegrid.node.security import NodeSecurity
 from spacegrid.node.view import ClusterView
@@ -152,6 +153,10 @@ class ControllerRunner:
         if not self._machine.has_authority(clock.boottime_ms()):
             return None
         return self._machine.suspicions()
+
+    def waits(self) -> dict[Wait, tuple[int, ...]]:
+        """What partitions without a primary wait for, by this node's word as controller."""
+        return self._machine.waits(clock.boottime_ms())
 
     def take_heartbeat(
         self, sender: int, nonce: int, progress: tuple[int, ...], heard_term: int

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from spacegrid.errors import ConfigError, ConnectionFailed
 from spacegrid.node.admin_client import AdminClient
+from spacegrid.node.report_waiting import waiting, waiting_text
 from spacegrid.v1 import admin_pb2
 
 DETAIL_TIMEOUT_S: Final = 2.0
@@ -21,10 +22,7 @@ def cluster_status(address: str) -> dict[str, Any]:
     Raises:
         ConnectionFailed: Nobody answers at the address.
     """
-    with AdminClient(address) as admin:
-        reply = admin.status()
-    with ThreadPoolExecutor(max_workers=16) as pool:
-        details = list(pool.map(_details, [node.address for node in reply.nodes]))
+    reply, details = _ask_all(address)
     controller = _newest([reply, *(own for own in details if own is not None)])
     suspects = {suspect.incarnation: suspect.why for suspect in controller.suspects}
     return {
@@ -37,6 +35,7 @@ def cluster_status(address: str) -> dict[str, Any]:
         "lost": list(reply.lost),
         "unavailable": list(reply.unavailable),
         "recovering": list(reply.recovering),
+        "waiting": waiting(controller),
         "controller": {
             "node": controller.node,
             "incarnation": controller.incarnation,
@@ -48,6 +47,16 @@ def cluster_status(address: str) -> dict[str, Any]:
             for node, own in zip(reply.nodes, details, strict=True)
         ],
     }
+
+
+def _ask_all(
+    address: str,
+) -> tuple[admin_pb2.StatusReply, list[admin_pb2.StatusReply | None]]:
+    """What one node says, and what each node that it knows says; None: it does not answer."""
+    with AdminClient(address) as admin:
+        reply = admin.status()
+    with ThreadPoolExecutor(max_workers=16) as pool:
+        return reply, list(pool.map(_details, [node.address for node in reply.nodes]))
 
 
 def _details(address: str) -> admin_pb2.StatusReply | None:
@@ -144,6 +153,7 @@ def status_text(document: dict[str, Any]) -> str:
         for state in ("recovering", "unavailable", "lost")
         if document[state]
     ]
+    lines += waiting_text(document["waiting"], document["unserved"])
     return "\n".join(lines)
 
 
@@ -200,11 +210,17 @@ def _pump_text(pump: dict[str, Any]) -> str:
 
 
 def partitions(address: str) -> dict[str, Any]:
-    """Every partition as one node knows it. Raises as `cluster_status`."""
+    """Every partition as one node knows it, and why some are not served, as the controller does.
+
+    Raises as `cluster_status`.
+    """
     with AdminClient(address) as admin:
         reply = admin.partitions()
+    groups = _waiting(address) if any(p.state != "ok" for p in reply.partitions) else []
+    reasons = {p: _reason(group) for group in groups or [] for p in group["partitions"]}
     return {
         "revision": reply.revision,
+        "waiting": groups,
         "partitions": [
             {
                 "partition": p.partition,
@@ -216,10 +232,21 @@ def partitions(address: str) -> dict[str, Any]:
                 "tails": list(p.tails),
                 "joining": list(p.joining),
                 "stored": [_stored(copy) for copy in p.stored],
+                "waiting": reasons.get(p.partition),
             }
             for p in reply.partitions
         ],
     }
+
+
+def _waiting(address: str) -> list[dict[str, Any]] | None:
+    reply, details = _ask_all(address)
+    return waiting(_newest([reply, *(own for own in details if own is not None)]))
+
+
+def _reason(group: dict[str, Any]) -> dict[str, Any]:
+    """What one partition of a group waits for; the words are those of the group."""
+    return {"why": group["why"], "nodes": group["nodes"]}
 
 
 def _stored(copy: admin_pb2.StoredCopy) -> dict[str, Any]:
@@ -379,7 +406,8 @@ def partitions_text(document: dict[str, Any]) -> str:
                 ", ".join(map(_stored_text, p["stored"])) or "-",
             )
         )
-    return "\n".join(_table(rows))
+    unserved = sum(p["state"] != "ok" for p in document["partitions"])
+    return "\n".join((*_table(rows), *waiting_text(document["waiting"], unserved)))
 
 
 def flush(address: str, timeout_s: float) -> dict[str, Any]:

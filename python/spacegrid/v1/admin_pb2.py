@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18spacegrid/v1/admin.proto\x12\x0cspacegrid.v1\"\x0f\n\rStatusRequest\"\xbf\x01\n\x0fPartitionStatus\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07primary\x18\x05 \x01(\t\x12\x0f\n\x07in_sync\x18\x06 \x03(\t\x12\x0f\n\x07joining\x18\x07 \x03(\t\x12\r\n\x05tails\x18\x08 \x03(\t\x12(\n\x06stored\x18\t \x03(\x0b\x32\x18.spacegrid.v1.StoredCopy\"z\n\nStoredCopy\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06now_at\x18\x02 \x01(\t\x12\x0f\n\x07on_disk\x18\x03 \x01(\x08\x12\r\n\x05\x66ound\x18\x04 \x01(\x08\x12\r\n\x05\x65poch\x18\x05 \x01(\r\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\r\n\x05store\x18\x07 \x01(\x0c\"\xf6\x02\n\nNodeStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0b\n\x03pid\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\x12\x12\n\ncontroller\x18\x06 \x01(\x08\x12\x11\n\tprimaries\x18\x07 \x01(\r\x12\x0e\n\x06\x63opies\x18\x08 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12\x13\n\x0bquota_bytes\x18\n \x01(\x04\x12\x0f\n\x07\x65ntries\x18\x0b \x01(\x04\x12\'\n\x05pumps\x18\x0c \x03(\x0b\x32\x18.spacegrid.v1.PumpStatus\x12\x13\n\x0b\x64\x61ta_folder\x18\r \x01(\t\x12(\n\x05lease\x18\x0e \x01(\x0b\x32\x19.spacegrid.v1.LeaseStatus\x12\x0c\n\x04zone\x18\x0f \x01(\t\x12/\n\ttransfers\x18\x10 \x01(\x0b\x32\x1c.spacegrid.v1.TransferStatus\"w\n\x0eTransferStatus\x12\x0e\n\x06\x63opies\x18\x01 \x01(\x04\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x12\n\nleft_bytes\x18\x03 \x01(\x04\x12\x12\n\nsent_bytes\x18\x04 \x01(\x04\x12\x19\n\x11limit_bytes_per_s\x18\x05 \x01(\x04\"B\n\x0bLeaseStatus\x12\x0f\n\x07left_ms\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x10\n\x08withheld\x18\x03 \x01(\x04\"z\n\x10\x43ontrollerStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x0c\n\x04here\x18\x04 \x01(\x08\x12\'\n\x08suspects\x18\x05 \x03(\x0b\x32\x15.spacegrid.v1.Suspect\"9\n\x07Suspect\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0b\n\x03why\x18\x03 \x01(\t\"}\n\nPumpStatus\x12\x0c\n\x04sink\x18\x01 \x01(\t\x12\x13\n\x0blag_records\x18\x02 \x01(\x04\x12\x0e\n\x06lag_ms\x18\x03 \x01(\x04\x12\x17\n\x0fwritten_records\x18\x04 \x01(\x04\x12\x14\n\x0c\x64\x65\x61\x64_letters\x18\x05 \x01(\x04\x12\r\n\x05\x65rror\x18\x06 \x01(\t\"\xc7\x02\n\x0bStatusReply\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x15\n\rcopies_wanted\x18\x03 \x01(\r\x12\x13\n\x0bmin_in_sync\x18\x04 \x01(\r\x12&\n\x04self\x18\x05 \x01(\x0b\x32\x18.spacegrid.v1.NodeStatus\x12\'\n\x05nodes\x18\x06 \x03(\x0b\x32\x18.spacegrid.v1.NodeStatus\x12\x18\n\x10under_replicated\x18\x07 \x01(\r\x12\x10\n\x08unserved\x18\x08 \x01(\r\x12\x0c\n\x04lost\x18\t \x03(\r\x12\x32\n\ncontroller\x18\n \x01(\x0b\x32\x1e.spacegrid.v1.ControllerStatus\x12\x13\n\x0bunavailable\x18\x0b \x03(\r\x12\x12\n\nrecovering\x18\x0c \x03(\r\"\x13\n\x11PartitionsRequest\"V\n\x0fPartitionsReply\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x31\n\npartitions\x18\x02 \x03(\x0b\x32\x1d.spacegrid.v1.PartitionStatus\"\x80\x01\n\rAcceptRequest\x12\x34\n\npartitions\x18\x01 \x03(\x0b\x32 .spacegrid.v1.AcceptRequest.Seen\x12\r\n\x05\x65mpty\x18\x02 \x01(\x08\x1a*\n\x04Seen\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\x95\x01\n\x0b\x41\x63\x63\x65ptReply\x12\x12\n\ncontroller\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x03(\r\x12\x32\n\x07refused\x18\x03 \x03(\x0b\x32!.spacegrid.v1.AcceptReply.Refused\x1a,\n\x07Refused\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"E\n\rReloadRequest\x12\x34\n\npartitions\x18\x01 \x03(\x0b\x32 .spacegrid.v1.AcceptRequest.Seen\"\xf9\x01\n\x0bReloadReply\x12\x34\n\x08reloaded\x18\x01 \x03(\x0b\x32\".spacegrid.v1.ReloadReply.Reloaded\x12\x32\n\x07refused\x18\x02 \x03(\x0b\x32!.spacegrid.v1.AcceptReply.Refused\x12\x1c\n\x14maps_without_columns\x18\x03 \x03(\t\x1a\x62\n\x08Reloaded\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x0f\n\x07\x65ntries\x18\x04 \x01(\x04\x12\x11\n\theld_keys\x18\x05 \x01(\x04\"\"\n\x0c\x46lushRequest\x12\x12\n\ntimeout_ms\x18\x01 \x01(\x04\"\x1e\n\nFlushReply\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x08\"\x1e\n\x0bStopRequest\x12\x0f\n\x07\x63luster\x18\x01 \x01(\x08\"\x0b\n\tStopReply2\x96\x03\n\x05\x41\x64min\x12@\n\x06Status\x12\x1b.spacegrid.v1.StatusRequest\x1a\x19.spacegrid.v1.StatusReply\x12L\n\nPartitions\x12\x1f.spacegrid.v1.PartitionsRequest\x1a\x1d.spacegrid.v1.PartitionsReply\x12@\n\x06\x41\x63\x63\x65pt\x12\x1b.spacegrid.v1.AcceptRequest\x1a\x19.spacegrid.v1.AcceptReply\x12@\n\x06Reload\x12\x1b.spacegrid.v1.ReloadRequest\x1a\x19.spacegrid.v1.ReloadReply\x12=\n\x05\x46lush\x12\x1a.spacegrid.v1.FlushRequest\x1a\x18.spacegrid.v1.FlushReply\x12:\n\x04Stop\x12\x19.spacegrid.v1.StopRequest\x1a\x17.spacegrid.v1.StopReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18spacegrid/v1/admin.proto\x12\x0cspacegrid.v1\"\x0f\n\rStatusRequest\"\xbf\x01\n\x0fPartitionStatus\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\r\n\x05state\x18\x04 \x01(\t\x12\x0f\n\x07primary\x18\x05 \x01(\t\x12\x0f\n\x07in_sync\x18\x06 \x03(\t\x12\x0f\n\x07joining\x18\x07 \x03(\t\x12\r\n\x05tails\x18\x08 \x03(\t\x12(\n\x06stored\x18\t \x03(\x0b\x32\x18.spacegrid.v1.StoredCopy\"z\n\nStoredCopy\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x0e\n\x06now_at\x18\x02 \x01(\t\x12\x0f\n\x07on_disk\x18\x03 \x01(\x08\x12\r\n\x05\x66ound\x18\x04 \x01(\x08\x12\r\n\x05\x65poch\x18\x05 \x01(\r\x12\x10\n\x08sequence\x18\x06 \x01(\x04\x12\r\n\x05store\x18\x07 \x01(\x0c\"\xf6\x02\n\nNodeStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x04\x12\x0b\n\x03pid\x18\x04 \x01(\x04\x12\r\n\x05state\x18\x05 \x01(\t\x12\x12\n\ncontroller\x18\x06 \x01(\x08\x12\x11\n\tprimaries\x18\x07 \x01(\r\x12\x0e\n\x06\x63opies\x18\x08 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\t \x01(\x04\x12\x13\n\x0bquota_bytes\x18\n \x01(\x04\x12\x0f\n\x07\x65ntries\x18\x0b \x01(\x04\x12\'\n\x05pumps\x18\x0c \x03(\x0b\x32\x18.spacegrid.v1.PumpStatus\x12\x13\n\x0b\x64\x61ta_folder\x18\r \x01(\t\x12(\n\x05lease\x18\x0e \x01(\x0b\x32\x19.spacegrid.v1.LeaseStatus\x12\x0c\n\x04zone\x18\x0f \x01(\t\x12/\n\ttransfers\x18\x10 \x01(\x0b\x32\x1c.spacegrid.v1.TransferStatus\"w\n\x0eTransferStatus\x12\x0e\n\x06\x63opies\x18\x01 \x01(\x04\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x12\n\nleft_bytes\x18\x03 \x01(\x04\x12\x12\n\nsent_bytes\x18\x04 \x01(\x04\x12\x19\n\x11limit_bytes_per_s\x18\x05 \x01(\x04\"B\n\x0bLeaseStatus\x12\x0f\n\x07left_ms\x18\x01 \x01(\x04\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x10\n\x08withheld\x18\x03 \x01(\x04\"\xa2\x01\n\x10\x43ontrollerStatus\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0c\n\x04term\x18\x03 \x01(\x04\x12\x0c\n\x04here\x18\x04 \x01(\x08\x12\'\n\x08suspects\x18\x05 \x03(\x0b\x32\x15.spacegrid.v1.Suspect\x12&\n\x07waiting\x18\x06 \x03(\x0b\x32\x15.spacegrid.v1.Waiting\"9\n\x07Waiting\x12\x12\n\npartitions\x18\x01 \x03(\r\x12\x0b\n\x03why\x18\x02 \x01(\t\x12\r\n\x05nodes\x18\x03 \x03(\t\"9\n\x07Suspect\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x04\x12\x0b\n\x03why\x18\x03 \x01(\t\"}\n\nPumpStatus\x12\x0c\n\x04sink\x18\x01 \x01(\t\x12\x13\n\x0blag_records\x18\x02 \x01(\x04\x12\x0e\n\x06lag_ms\x18\x03 \x01(\x04\x12\x17\n\x0fwritten_records\x18\x04 \x01(\x04\x12\x14\n\x0c\x64\x65\x61\x64_letters\x18\x05 \x01(\x04\x12\r\n\x05\x65rror\x18\x06 \x01(\t\"\xc7\x02\n\x0bStatusReply\x12\x12\n\ncluster_id\x18\x01 \x01(\x0c\x12\x10\n\x08revision\x18\x02 \x01(\x04\x12\x15\n\rcopies_wanted\x18\x03 \x01(\r\x12\x13\n\x0bmin_in_sync\x18\x04 \x01(\r\x12&\n\x04self\x18\x05 \x01(\x0b\x32\x18.spacegrid.v1.NodeStatus\x12\'\n\x05nodes\x18\x06 \x03(\x0b\x32\x18.spacegrid.v1.NodeStatus\x12\x18\n\x10under_replicated\x18\x07 \x01(\r\x12\x10\n\x08unserved\x18\x08 \x01(\r\x12\x0c\n\x04lost\x18\t \x03(\r\x12\x32\n\ncontroller\x18\n \x01(\x0b\x32\x1e.spacegrid.v1.ControllerStatus\x12\x13\n\x0bunavailable\x18\x0b \x03(\r\x12\x12\n\nrecovering\x18\x0c \x03(\r\"\x13\n\x11PartitionsRequest\"V\n\x0fPartitionsReply\x12\x10\n\x08revision\x18\x01 \x01(\x04\x12\x31\n\npartitions\x18\x02 \x03(\x0b\x32\x1d.spacegrid.v1.PartitionStatus\"\x80\x01\n\rAcceptRequest\x12\x34\n\npartitions\x18\x01 \x03(\x0b\x32 .spacegrid.v1.AcceptRequest.Seen\x12\r\n\x05\x65mpty\x18\x02 \x01(\x08\x1a*\n\x04Seen\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\x04\"\x95\x01\n\x0b\x41\x63\x63\x65ptReply\x12\x12\n\ncontroller\x18\x01 \x01(\t\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x02 \x03(\r\x12\x32\n\x07refused\x18\x03 \x03(\x0b\x32!.spacegrid.v1.AcceptReply.Refused\x1a,\n\x07Refused\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\x0e\n\x06reason\x18\x02 \x01(\t\"E\n\rReloadRequest\x12\x34\n\npartitions\x18\x01 \x03(\x0b\x32 .spacegrid.v1.AcceptRequest.Seen\"\xf9\x01\n\x0bReloadReply\x12\x34\n\x08reloaded\x18\x01 \x03(\x0b\x32\".spacegrid.v1.ReloadReply.Reloaded\x12\x32\n\x07refused\x18\x02 \x03(\x0b\x32!.spacegrid.v1.AcceptReply.Refused\x12\x1c\n\x14maps_without_columns\x18\x03 \x03(\t\x1a\x62\n\x08Reloaded\x12\x11\n\tpartition\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\r\x12\x10\n\x08sequence\x18\x03 \x01(\x04\x12\x0f\n\x07\x65ntries\x18\x04 \x01(\x04\x12\x11\n\theld_keys\x18\x05 \x01(\x04\"\"\n\x0c\x46lushRequest\x12\x12\n\ntimeout_ms\x18\x01 \x01(\x04\"\x1e\n\nFlushReply\x12\x10\n\x08\x63omplete\x18\x01 \x01(\x08\"\x1e\n\x0bStopRequest\x12\x0f\n\x07\x63luster\x18\x01 \x01(\x08\"\x0b\n\tStopReply2\x96\x03\n\x05\x41\x64min\x12@\n\x06Status\x12\x1b.spacegrid.v1.StatusRequest\x1a\x19.spacegrid.v1.StatusReply\x12L\n\nPartitions\x12\x1f.spacegrid.v1.PartitionsRequest\x1a\x1d.spacegrid.v1.PartitionsReply\x12@\n\x06\x41\x63\x63\x65pt\x12\x1b.spacegrid.v1.AcceptRequest\x1a\x19.spacegrid.v1.AcceptReply\x12@\n\x06Reload\x12\x1b.spacegrid.v1.ReloadRequest\x1a\x19.spacegrid.v1.ReloadReply\x12=\n\x05\x46lush\x12\x1a.spacegrid.v1.FlushRequest\x1a\x18.spacegrid.v1.FlushReply\x12:\n\x04Stop\x12\x19.spacegrid.v1.StopRequest\x1a\x17.spacegrid.v1.StopReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,40 +43,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRANSFERSTATUS']._serialized_end=873
   _globals['_LEASESTATUS']._serialized_start=875
   _globals['_LEASESTATUS']._serialized_end=941
-  _globals['_CONTROLLERSTATUS']._serialized_start=943
-  _globals['_CONTROLLERSTATUS']._serialized_end=1065
-  _globals['_SUSPECT']._serialized_start=1067
-  _globals['_SUSPECT']._serialized_end=1124
-  _globals['_PUMPSTATUS']._serialized_start=1126
-  _globals['_PUMPSTATUS']._serialized_end=1251
-  _globals['_STATUSREPLY']._serialized_start=1254
-  _globals['_STATUSREPLY']._serialized_end=1581
-  _globals['_PARTITIONSREQUEST']._serialized_start=1583
-  _globals['_PARTITIONSREQUEST']._serialized_end=1602
-  _globals['_PARTITIONSREPLY']._serialized_start=1604
-  _globals['_PARTITIONSREPLY']._serialized_end=1690
-  _globals['_ACCEPTREQUEST']._serialized_start=1693
-  _globals['_ACCEPTREQUEST']._serialized_end=1821
-  _globals['_ACCEPTREQUEST_SEEN']._serialized_start=1779
-  _globals['_ACCEPTREQUEST_SEEN']._serialized_end=1821
-  _globals['_ACCEPTREPLY']._serialized_start=1824
-  _globals['_ACCEPTREPLY']._serialized_end=1973
-  _globals['_ACCEPTREPLY_REFUSED']._serialized_start=1929
-  _globals['_ACCEPTREPLY_REFUSED']._serialized_end=1973
-  _globals['_RELOADREQUEST']._serialized_start=1975
-  _globals['_RELOADREQUEST']._serialized_end=2044
-  _globals['_RELOADREPLY']._serialized_start=2047
-  _globals['_RELOADREPLY']._serialized_end=2296
-  _globals['_RELOADREPLY_RELOADED']._serialized_start=2198
-  _globals['_RELOADREPLY_RELOADED']._serialized_end=2296
-  _globals['_FLUSHREQUEST']._serialized_start=2298
-  _globals['_FLUSHREQUEST']._serialized_end=2332
-  _globals['_FLUSHREPLY']._serialized_start=2334
-  _globals['_FLUSHREPLY']._serialized_end=2364
-  _globals['_STOPREQUEST']._serialized_start=2366
-  _globals['_STOPREQUEST']._serialized_end=2396
-  _globals['_STOPREPLY']._serialized_start=2398
-  _globals['_STOPREPLY']._serialized_end=2409
-  _globals['_ADMIN']._serialized_start=2412
-  _globals['_ADMIN']._serialized_end=2818
+  _globals['_CONTROLLERSTATUS']._serialized_start=944
+  _globals['_CONTROLLERSTATUS']._serialized_end=1106
+  _globals['_WAITING']._serialized_start=1108
+  _globals['_WAITING']._serialized_end=1165
+  _globals['_SUSPECT']._serialized_start=1167
+  _globals['_SUSPECT']._serialized_end=1224
+  _globals['_PUMPSTATUS']._serialized_start=1226
+  _globals['_PUMPSTATUS']._serialized_end=1351
+  _globals['_STATUSREPLY']._serialized_start=1354
+  _globals['_STATUSREPLY']._serialized_end=1681
+  _globals['_PARTITIONSREQUEST']._serialized_start=1683
+  _globals['_PARTITIONSREQUEST']._serialized_end=1702
+  _globals['_PARTITIONSREPLY']._serialized_start=1704
+  _globals['_PARTITIONSREPLY']._serialized_end=1790
+  _globals['_ACCEPTREQUEST']._serialized_start=1793
+  _globals['_ACCEPTREQUEST']._serialized_end=1921
+  _globals['_ACCEPTREQUEST_SEEN']._serialized_start=1879
+  _globals['_ACCEPTREQUEST_SEEN']._serialized_end=1921
+  _globals['_ACCEPTREPLY']._serialized_start=1924
+  _globals['_ACCEPTREPLY']._serialized_end=2073
+  _globals['_ACCEPTREPLY_REFUSED']._serialized_start=2029
+  _globals['_ACCEPTREPLY_REFUSED']._serialized_end=2073
+  _globals['_RELOADREQUEST']._serialized_start=2075
+  _globals['_RELOADREQUEST']._serialized_end=2144
+  _globals['_RELOADREPLY']._serialized_start=2147
+  _globals['_RELOADREPLY']._serialized_end=2396
+  _globals['_RELOADREPLY_RELOADED']._serialized_start=2298
+  _globals['_RELOADREPLY_RELOADED']._serialized_end=2396
+  _globals['_FLUSHREQUEST']._serialized_start=2398
+  _globals['_FLUSHREQUEST']._serialized_end=2432
+  _globals['_FLUSHREPLY']._serialized_start=2434
+  _globals['_FLUSHREPLY']._serialized_end=2464
+  _globals['_STOPREQUEST']._serialized_start=2466
+  _globals['_STOPREQUEST']._serialized_end=2496
+  _globals['_STOPREPLY']._serialized_start=2498
+  _globals['_STOPREPLY']._serialized_end=2509
+  _globals['_ADMIN']._serialized_start=2512
+  _globals['_ADMIN']._serialized_end=2918
 # @@protoc_insertion_point(module_scope)

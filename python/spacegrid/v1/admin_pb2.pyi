@@ -282,6 +282,7 @@ class ControllerStatus(_message.Message):
     TERM_FIELD_NUMBER: _builtins.int
     HERE_FIELD_NUMBER: _builtins.int
     SUSPECTS_FIELD_NUMBER: _builtins.int
+    WAITING_FIELD_NUMBER: _builtins.int
     node: _builtins.str
     """Empty: nobody yet, or a node that has ended."""
     incarnation: _builtins.int
@@ -292,6 +293,10 @@ class ControllerStatus(_message.Message):
     def suspects(self) -> _containers.RepeatedCompositeFieldContainer[Global___Suspect]:
         """Only where here is true: nodes that have not ended and do not behave."""
 
+    @_builtins.property
+    def waiting(self) -> _containers.RepeatedCompositeFieldContainer[Global___Waiting]:
+        """Only where here is true: what the partitions without a primary wait for."""
+
     def __init__(
         self,
         *,
@@ -300,14 +305,56 @@ class ControllerStatus(_message.Message):
         term: _builtins.int = ...,
         here: _builtins.bool = ...,
         suspects: _abc.Iterable[Global___Suspect] | None = ...,
+        waiting: _abc.Iterable[Global___Waiting] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["here", b"here", "incarnation", b"incarnation", "node", b"node", "suspects", b"suspects", "term", b"term"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["here", b"here", "incarnation", b"incarnation", "node", b"node", "suspects", b"suspects", "term", b"term", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ControllerStatus: _TypeAlias = ControllerStatus  # noqa: Y015
+
+@_typing.final
+class Waiting(_message.Message):
+    """Partitions without a primary for which the reason is the same, and what would end it. One that the
+    next write of the table ends is in none.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTITIONS_FIELD_NUMBER: _builtins.int
+    WHY_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
+    why: _builtins.str
+    """placement: they were never placed, which begins by itself. heartbeat: the nodes are registered, and
+    were not heard yet. restart: the nodes were there before; whether they ended with all the others is
+    not known yet. hung: the nodes have not ended and do not behave. disk: the nodes' stores are not
+    there. completion: the first node takes what it lacks from the second. reach: the first node has
+    not said that its log reaches to where the second one's begins.
+    An operator decides: lost-disk-away (the nodes' stores are not there), lost-disk-there (the nodes
+    have stores, which may be behind what was acknowledged), lost (nothing is left of the nodes' copies).
+    """
+    @_builtins.property
+    def partitions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of nodes, or # and the incarnation of one of which no name is known."""
+
+    def __init__(
+        self,
+        *,
+        partitions: _abc.Iterable[_builtins.int] | None = ...,
+        why: _builtins.str = ...,
+        nodes: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodes", b"nodes", "partitions", b"partitions", "why", b"why"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Waiting: _TypeAlias = Waiting  # noqa: Y015
 
 @_typing.final
 class Suspect(_message.Message):

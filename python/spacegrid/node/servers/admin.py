@@ -83,6 +83,12 @@ class AdminService(admin_pb2_grpc.AdminServicer):
                 admin_pb2.Suspect(node=view.name(copy), incarnation=copy, why=why)
                 for copy, why in (suspicions or {}).items()
             ],
+            waiting=[
+                admin_pb2.Waiting(
+                    partitions=partitions, why=wait.why, nodes=[view.name(c) for c in wait.copies]
+                )
+                for wait, partitions in (runner.waits() if suspicions is not None else {}).items()
+            ],
         )
 
     def _own_status(self, primaries: Any, copies: Any) -> admin_pb2.NodeStatus:
