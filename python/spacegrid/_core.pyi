@@ -321,6 +321,7 @@ class Net:
         upstream: str | Path,
         gate: Gate | None = None,
         tls: tuple[bytes, bytes, bytes] | None = None,
+        busy_poll_us: int = 0,
     ) -> Self:
         """Bind host:port and start the thread.
 
@@ -330,6 +331,7 @@ class Net:
                 this returns.
             gate: Decides about each call; None: everyone who reaches the port is let in.
             tls: PEM of the authority's certificate, the node's own, and its key; with `gate` only.
+            busy_poll_us: Microseconds that the thread looks for more frames before it sleeps.
 
         Raises:
             OSError: The address can't be bound, or nobody listens on the socket.

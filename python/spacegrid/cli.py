@@ -175,6 +175,12 @@ def node(
     pump_interval: Annotated[
         float | None, typer.Option(help="Seconds that SQL may lag behind.")
     ] = None,
+    busy_poll_us: Annotated[
+        int | None,
+        typer.Option(
+            help="Time that a busy port is polled before it sleeps; default 200, 0: none."
+        ),
+    ] = None,
     via: Annotated[
         list[str] | None,
         typer.Option(help="NAME=HOST:PORT: reach that node there; repeatable.", hidden=True),
@@ -222,6 +228,7 @@ def node(
                 "nodes": nodes,
                 "pump_batch_records": pump_batch,
                 "pump_interval_s": pump_interval,
+                "busy_poll_us": busy_poll_us,
                 "via": via or None,
                 "log_level": log_level,
                 "log_format": log_format,

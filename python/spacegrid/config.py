@@ -32,6 +32,7 @@ NODES_MAX: Final = 1_000
 NAME_BYTES_MAX: Final = 255
 BATCH_RECORDS_MAX: Final = 10_000
 INTERVAL_S_MAX: Final = 3600.0
+BUSY_POLL_US_MAX: Final = 10_000
 TRANSFER_BYTES_PER_S_DEFAULT: Final = 64 << 20
 """Half of what a network of 1 Gbit/s carries: the other half is for clients."""
 ENVIRONMENT_PREFIX: Final = "SPACEGRID_"
@@ -84,6 +85,8 @@ class NodeConfig:
         nodes: Nodes that a space created in etcd waits for before its first placement; 0: `copies`.
         pump_batch_records: Records in one batch to a sink at most.
         pump_interval_s: Seconds a sink may lag behind before a batch that is not full is written.
+        busy_poll_us: Microseconds that the net thread looks for more frames before it sleeps, while
+            frames come one after the other and nobody else wants its core; 0: never.
         switch_interval_s: Seconds the interpreter lets a thread run on while another waits.
         drain_timeout_s: Seconds a draining node waits for its partitions to move.
         via: Other addresses under which this node reaches other nodes, each `name=host:port`: the
@@ -121,6 +124,7 @@ class NodeConfig:
     nodes: int = 0
     pump_batch_records: int = 1000
     pump_interval_s: float = 5.0
+    busy_poll_us: int = 200
     switch_interval_s: float = 0.0001
     drain_timeout_s: float = 30.0
     via: tuple[str, ...] = ()
@@ -291,6 +295,7 @@ _PARSERS: Final[dict[str, Callable[[Any], Any]]] = {
     "nodes": _number,
     "pump_batch_records": _number,
     "pump_interval_s": _seconds,
+    "busy_poll_us": _number,
     "switch_interval_s": _seconds,
     "drain_timeout_s": _seconds,
 }
@@ -382,6 +387,7 @@ def check(config: NodeConfig) -> NodeConfig:
     _within("transfer_bytes_per_s", config.transfer_bytes_per_s, 0, 1 << 40)
     _within("pump_batch_records", config.pump_batch_records, 1, BATCH_RECORDS_MAX)
     _within("pump_interval_s", config.pump_interval_s, 0.0, INTERVAL_S_MAX)
+    _within("busy_poll_us", config.busy_poll_us, 0, BUSY_POLL_US_MAX)
     _within("switch_interval_s", config.switch_interval_s, 0.00001, 0.1)
     _within("drain_timeout_s", config.drain_timeout_s, 0.0, INTERVAL_S_MAX)
     _one_of("log_level", config.log_level, LOG_LEVELS)

@@ -59,6 +59,7 @@ def test_a_node_without_a_name_is_called_by_its_port() -> None:
         ("min_in_sync", 3, "allowed is 0 to 2"),
         ("quota_bytes", "lots", "512MiB"),
         ("transfer_bytes_per_s", "2TiB", "allowed is 0 to 1099511627776"),
+        ("busy_poll_us", 10_001, "allowed is 0 to 10000"),
         ("pump_interval_s", -1, "allowed is 0.0 to"),
         ("lmdb", "perhaps", "true, false"),
         ("log_format", "xml", "console, json"),

@@ -206,7 +206,9 @@ class Daemon:
             server.add_insecure_port(f"unix:{upstream}")
             await server.start()
             try:
-                self.front = Front(self.config.listen, upstream, self.security, die)
+                self.front = Front(
+                    self.config.listen, upstream, self.security, die, self.config.busy_poll_us
+                )
             except OSError as error:
                 raise ConfigError(
                     f"can't listen on {self.config.listen}: {error}\nhint: is another node there?"

@@ -50,6 +50,7 @@ class Front:
         upstream: Path,
         security: NodeSecurity,
         fatal: Callable[[BaseException], None],
+        busy_poll_us: int = 0,
     ) -> None:
         """Bind and serve. Called on the grid loop.
 
@@ -58,6 +59,7 @@ class Front:
             upstream: Unix socket of the server that answers whatever is no frame.
             security: Who is let in, and what the port shows.
             fatal: See above.
+            busy_poll_us: Microseconds that the net thread looks for more frames before it sleeps.
 
         Raises:
             OSError: The address can't be bound.
@@ -68,7 +70,8 @@ class Front:
         self._deliver: dict[int, Deliver] = {}
         self._loop = asyncio.get_running_loop()
         material = security.material
-        self._net = Net(listen, upstream, security.gate, material.pem if material else None)
+        pem = material.pem if material else None
+        self._net = Net(listen, upstream, security.gate, pem, busy_poll_us)
         security.changed = lambda changed: self._net.set_tls(changed.pem)
         self.port = self._net.port
         self._loop.add_reader(self._net.fileno(), self._take)

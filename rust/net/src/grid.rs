@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use spacegrid_core::gate::Gate;
@@ -21,6 +21,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 
+use crate::busy_poll::BusyPoll;
 use crate::clock::boottime_ms;
 use crate::events::Events;
 use crate::links::{EndWithThis, Link};
@@ -68,13 +69,16 @@ pub(crate) struct Grid {
     pub(crate) heartbeats: RefCell<HashMap<u64, EndWithThis>>,
     connections: Cell<u64>,
     waiting_for_room: RefCell<Vec<Waker>>,
+    busy_poll: RefCell<BusyPoll>,
+    /// More frames may come at once.
+    frames_come: Notify,
     closing: Cell<bool>,
     /// Told when `closing` becomes true.
     pub(crate) closed: Notify,
 }
 
 impl Grid {
-    pub(crate) fn new(shared: Arc<Shared>) -> Rc<Self> {
+    pub(crate) fn new(shared: Arc<Shared>, busy_poll: Duration) -> Rc<Self> {
         Rc::new(Self {
             shared,
             joined: OnceCell::new(),
@@ -83,6 +87,8 @@ impl Grid {
             heartbeats: RefCell::default(),
             connections: Cell::new(0),
             waiting_for_room: RefCell::default(),
+            busy_poll: RefCell::new(BusyPoll::new(busy_poll)),
+            frames_come: Notify::new(),
             closing: Cell::new(false),
             closed: Notify::new(),
         })
@@ -111,6 +117,8 @@ impl Grid {
             self.spawn(async move { grid.run_effects().await });
             let grid = self.clone();
             self.spawn(async move { grid.tick().await });
+            let grid = self.clone();
+            self.spawn(async move { grid.poll_busily().await });
         }
     }
 
@@ -166,6 +174,14 @@ impl Grid {
 
     // ---- effects
 
+    /// The core has got frames: take its effects soon, and look whether more frames follow.
+    pub(crate) fn frames_came(&self) {
+        self.soon();
+        if self.busy_poll.borrow_mut().frames(Instant::now()) {
+            self.frames_come.notify_one();
+        }
+    }
+
     /// Take effects after the tasks that are ready now.
     pub(crate) fn soon(&self) {
         self.shared.wake.notify_one();
@@ -213,6 +229,23 @@ impl Grid {
                     batch.settled.extend(effects.settled);
                     batch.changes.extend(effects.changes);
                 });
+            }
+        }
+    }
+
+    /// Keep the thread awake while more frames are likely to come: a task that is ready again at
+    /// once lets the runtime look at the sockets without waiting.
+    async fn poll_busily(&self) {
+        loop {
+            self.frames_come.notified().await;
+            loop {
+                let before = Instant::now();
+                std::thread::yield_now();
+                let now = Instant::now();
+                if !self.busy_poll.borrow_mut().goes_on(now, now - before) {
+                    break;
+                }
+                tokio::task::yield_now().await;
             }
         }
     }

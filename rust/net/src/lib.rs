@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+mod busy_poll;
 mod client;
 mod clock;
 mod events;

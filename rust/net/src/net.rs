@@ -77,7 +77,13 @@ impl Net {
     /// The address can't be bound, or nobody listens on the socket.
     ///
     /// Without `security` sockets are plain, and everyone who reaches the port is let in.
-    pub fn start(listen: &str, upstream: &Path, security: Option<Security>) -> io::Result<Self> {
+    /// `busy_poll`: how long the thread looks for more frames before it sleeps; zero: not at all.
+    pub fn start(
+        listen: &str,
+        upstream: &Path,
+        security: Option<Security>,
+        busy_poll: Duration,
+    ) -> io::Result<Self> {
         let listener = StdListener::bind(listen)?;
         listener.set_nonblocking(true)?;
         let port = listener.local_addr()?.port();
@@ -95,7 +101,7 @@ impl Net {
             tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build()?;
         let on_thread = shared.clone();
         let thread = std::thread::Builder::new().name("spacegrid-net".into()).spawn(move || {
-            let main = run(on_thread.clone(), listener, upstream, receiver);
+            let main = run(on_thread.clone(), listener, upstream, receiver, busy_poll);
             let ended = catch_unwind(AssertUnwindSafe(|| LocalSet::new().block_on(&runtime, main)));
             match ended {
                 Ok(Ok(())) => {}
@@ -190,8 +196,9 @@ async fn run(
     listener: StdListener,
     upstream: StdUnixStream,
     mut commands: UnboundedReceiver<Command>,
+    busy_poll: Duration,
 ) -> io::Result<()> {
-    let grid = Grid::new(shared);
+    let grid = Grid::new(shared, busy_poll);
     let upstream = Upstream::open(&grid, UnixStream::from_std(upstream)?).await?;
     let front = Front::new(grid.clone(), upstream);
     let listener = TcpListener::from_std(listener)?;

@@ -5,6 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -44,13 +45,14 @@ fn read_tls((authority, certificate, key): &Pem) -> PyResult<Tls> {
 #[pymethods]
 impl Net {
     #[new]
-    #[pyo3(signature = (listen, upstream, gate = None, tls = None))]
+    #[pyo3(signature = (listen, upstream, gate = None, tls = None, busy_poll_us = 0))]
     fn new(
         py: Python<'_>,
         listen: &str,
         upstream: PathBuf,
         gate: Option<&Bound<'_, Gate>>,
         tls: Option<Pem>,
+        busy_poll_us: u32,
     ) -> PyResult<Self> {
         let security = match (gate, tls) {
             (Some(gate), Some(pem)) => {
@@ -59,7 +61,8 @@ impl Net {
             (None, None) => None,
             _ => return Err(PyValueError::new_err("gate and tls go together")),
         };
-        let net = py.detach(|| CoreNet::start(listen, &upstream, security));
+        let busy_poll = Duration::from_micros(busy_poll_us.into());
+        let net = py.detach(|| CoreNet::start(listen, &upstream, security, busy_poll));
         let net = net.map_err(|error| PyOSError::new_err(error.to_string()))?;
         Ok(Self { net, core: OnceLock::new() })
     }

@@ -154,7 +154,7 @@ impl FrameStream {
             taken += 1;
         }
         if taken > 0 {
-            self.grid.soon();
+            self.grid.frames_came();
         }
         Ok(())
     }

@@ -122,7 +122,7 @@ async fn carry(
         };
         let Some(message) = message else { return Ok(()) };
         take(joined, hello.incarnation, message)?;
-        grid.soon();
+        grid.frames_came();
     }
 }
 
