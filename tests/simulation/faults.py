@@ -41,7 +41,9 @@ class Faults:
             ("jump", options.clock_jumps),
             ("slow", options.slows),
             ("stale", options.stales),
+            ("outcast", options.outcasts),
             ("usurp", options.usurps),
+            ("pair", options.pairs),
             ("split", options.splits),
             ("overtake", options.overtakes),
             ("orphan", options.orphans),
@@ -200,39 +202,26 @@ class Faults:
         machine.clock.jump_ms += self.random.choice([-3_600_000, -1_000, 50, 1_000, 3_600_000])
         return "jump"
 
-    def _blackout(self) -> str:
-        """Every node ends at once, often just after another one; all come back with their disks."""
-        if not self._all_served():
-            return ""
-        if self.random.random() < 0.6:
-            # Often the one that decided what is persisted: then its disk is not asked.
-            primary = self._primary() if self.random.random() < 0.7 else None
-            machine = primary.machine if primary is not None else self._victim()
-            if machine is not None and self.safe(machine):
-                self._crash_now(machine)
-        wait_ms = self.random.choice([0, 3, 30, 150])
-        self.world.schedule.after(wait_ms * MS, self._go_dark, 200)
-        return "blackout"
+    # ---- what faults are made of
 
-    def _all_served(self) -> bool:
-        """Whether no copy of before is waited for: in a second blackout an operator decides."""
-        live = {process.incarnation for process in self.world.running()}
-        entries = self.world.coordination.state.table.entries
-        return all(entry.state is State.OK and live.issuperset(entry.in_sync) for entry in entries)
+    def _slow_down(self, way: tuple[int, int]) -> None:
+        slow = self.world.network.slow
+        slow[way] = self.random.choice([5, 30, 100, 400]) * MS
+        self.later(self.world.options.pause_ms, lambda: slow.pop(way, None))
 
-    def _go_dark(self, tries: int) -> None:
-        if not self.on or tries == 0:
-            return
-        if not self._all_served():
-            self.world.schedule.after(5 * MS, self._go_dark, tries - 1)
-            return
-        world = self.world
-        world.schedule.trace("blackout")
-        world.dark_us.append(world.schedule.now_us)
-        for machine in world.machines:
-            machine.crash()
-            # Some are back before the coordinator has noticed that all have ended.
-            self.later(self.random.choice([1, 100]), machine.start)
+    def _pause_now(self, process: NodeProcess) -> None:
+        if self.on:
+            process.pause(stale=self.random.random() < 0.5)
+            self.later(self.world.options.pause_ms, process.resume)
+
+    def _cut_for(self, mean_ms: float, way: tuple[int, int]) -> None:
+        network = self.world.network
+        network.cut(*way)
+        self.later(mean_ms, partial(network.heal, *way))
+
+    def _count(self, name: str) -> None:
+        self.counts[name] = self.counts.get(name, 0) + 1
+        self.world.schedule.trace(name)
 
     # ---- aiming
 

@@ -1,10 +1,9 @@
 """Faults that only leaning runs meet (leans.py): schedules that chance alone seldom makes.
 
 They look at the table to find out where it hurts, and what they do is drawn from the seed: one slow
-way, a primary out of reach of those who depose it, a controller that goes when only it is heard, a
-primary that ends while its followers differ, or with records that come late, one that is estranged
-from its copies, a controller that decides by an old table, joins that are caught half way, last
-copies that end then, clocks that stand still, and strikes at changes of the table.
+way, nodes out of reach (cutoffs.py), a primary that ends while its followers differ, or with
+records that come late, a controller that decides by an old table, joins that are caught half way,
+last copies that end then (orphans.py), clocks that stand still, and strikes at table changes.
 """
 
 from __future__ import annotations
@@ -12,7 +11,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .faults import Faults
+from .blackouts import BlackoutFaults
+from .cutoffs import CutOffFaults
+from .orphans import OrphanFaults
 from .schedule import MS, SECOND
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from .node import NodeProcess
 
 
-class LeaningFaults(Faults):
+class LeaningFaults(OrphanFaults, CutOffFaults, BlackoutFaults):
     """All faults."""
 
     def _slow(self) -> str:
@@ -36,32 +37,6 @@ class LeaningFaults(Faults):
         way = (primary.place, other) if random.random() < 0.6 else (other, primary.place)
         self._slow_down(way)
         return "slow"
-
-    def _slow_down(self, way: tuple[int, int]) -> None:
-        slow = self.world.network.slow
-        slow[way] = self.random.choice([5, 30, 100, 400]) * MS
-        self.later(self.world.options.pause_ms, lambda: slow.pop(way, None))
-
-    def _stale(self) -> str:
-        """A primary is out of reach of those who depose it, and of nobody else."""
-        primary = self._primary()
-        if primary is None:
-            return ""
-        self._stale_for(primary)
-        return "stale"
-
-    def _stale_for(self, primary: NodeProcess) -> None:
-        world, random = self.world, self.random
-        controller = self._alive(world.coordination.authority.controller.incarnation)
-        places = {0, controller.place if controller is not None else 0} - {primary.place}
-        for place in sorted(places):
-            # Each comes back in its own time, the coordinator often last.
-            mean_ms = world.options.cut_ms * (random.choice([1, 3]) if place == 0 else 1)
-            ways = random.choice([1, 2, 3, 3])
-            if ways & 1:
-                self._cut_for(mean_ms, (place, primary.place))
-            if ways & 2:
-                self._cut_for(mean_ms, (primary.place, place))
 
     def _split(self) -> str:
         """A primary ends while one follower has more than the rest, and hears of it last."""
@@ -87,29 +62,6 @@ class LeaningFaults(Faults):
         else:
             self._stale_for(primary)
 
-    def _usurp(self) -> str:
-        """A primary is heard by nobody but the controller, and that one goes."""
-        world, random = self.world, self.random
-        primary = self._primary()
-        controller = self._alive(world.coordination.authority.controller.incarnation)
-        if primary is None or controller is None or primary is controller:
-            return ""
-        for process in world.running():
-            if process is not primary and process is not controller:
-                self._cut_for(world.options.cut_ms, (process.place, primary.place))
-                self._cut_for(world.options.cut_ms, (primary.place, process.place))
-        delay = random.choice([0, 50, 200]) * random.random() * MS
-        how = random.choice(["crash", "pause", "cut", "slow"])
-        if how == "crash":
-            world.schedule.after(delay, self._crash_if_safe, controller.machine)
-        elif how == "pause":
-            world.schedule.after(delay, self._pause_now, controller)
-        elif how == "cut":
-            self._cut_for(world.options.cut_ms, (controller.place, 0))
-        else:
-            world.schedule.after(delay, self._slow_down, (controller.place, 0))
-        return "usurp"
-
     def _overtake(self) -> str:
         """Who controls next has heard of a primary's end, and not of what was done about it."""
         world, random = self.world, self.random
@@ -128,47 +80,6 @@ class LeaningFaults(Faults):
         self._crash_if_safe(random.choice(victims).machine)
         world.schedule.after(lag * (0.3 + random.random()), self._silence, controller)
         return "overtake"
-
-    def _orphan(self) -> str:
-        """A partition is left with one complete copy, one that was taken out, and what joins."""
-        world, random = self.world, self.random
-        entry = random.choice(world.coordination.state.table.entries)
-        primary = self._alive(entry.primary)
-        others = [self._alive(copy) for copy in entry.in_sync if copy != entry.primary]
-        backups = [process for process in others if process is not None]
-        if primary is None or not backups or entry.tails or entry.former:
-            return ""
-        former = random.choice(backups)
-        former.pause(stale=False)
-        for machine in [process.machine for process in backups if process is not former]:
-            if self.safe(machine):
-                machine.crash()
-                # It joins when the tail has records by itself already.
-                world.schedule.after(random.uniform(1, 2.5) * SECOND, machine.start)
-        tails_min = random.choice([1, 2, 2]) if len(backups) > 1 else 1
-        self._orphan_on(entry.partition, primary, former, tails_min, 100)
-        return "orphan"
-
-    def _orphan_on(
-        self, partition: int, primary: NodeProcess, former: NodeProcess, tails_min: int, tries: int
-    ) -> None:
-        """With two tails the older one ends; with one the last complete copy does."""
-        entry = self.world.coordination.state.table.entries[partition]
-        tails = [process for process in map(self._alive, (t.copy for t in entry.tails)) if process]
-        if not self.on or not tries or entry.primary != primary.incarnation:
-            former.resume()
-            return
-        again = partial(self._orphan_on, partition, primary, former)
-        if former.incarnation not in entry.former or len(tails) < tails_min:
-            self.world.schedule.after(50 * MS, again, tails_min, tries - 1)
-        elif tails_min > 1:
-            self._crash_now(tails[0].machine)
-            self.world.schedule.after(500 * MS, again, 1, tries - 1)
-        else:
-            former.resume()
-            delay = self.random.choice([1, 30, 300]) * self.random.random() * MS
-            self.world.schedule.after(delay, self._crash_now, primary.machine)
-            self._count("orphan bereave")
 
     def _silence(self, controller: NodeProcess) -> None:
         """A controller is heard by nobody for as long as it takes to be followed."""
@@ -202,21 +113,6 @@ class LeaningFaults(Faults):
         world.schedule.after(delay, self._crash_if_safe, primary.machine)
         return "late"
 
-    def _estrange(self) -> str:
-        """A primary loses its followers and those who depose it; clients reach it and its heir.
-
-        Where too few copies are left to commit anything it is taken in again, with another log.
-        """
-        primary = self._primary()
-        if primary is None:
-            return ""
-        for process in self.world.running():
-            if process is not primary:
-                self._cut_for(300, (primary.place, process.place))
-                self._cut_for(300, (process.place, primary.place))
-        self._stale_for(primary)
-        return "estrange"
-
     def _freeze(self) -> str:
         """A primary's machine stands still, clocks and all, and is late to hear who followed it.
 
@@ -239,19 +135,13 @@ class LeaningFaults(Faults):
         world.schedule.after(random.uniform(0.8, 1.8) * SECOND, primary.resume)
         return "freeze"
 
-    def _pause_now(self, process: NodeProcess) -> None:
-        if self.on:
-            process.pause(stale=self.random.random() < 0.5)
-            self.later(self.world.options.pause_ms, process.resume)
-
-    def _cut_for(self, mean_ms: float, way: tuple[int, int]) -> None:
-        network = self.world.network
-        network.cut(*way)
-        self.later(mean_ms, partial(network.heal, *way))
-
     def entry_changed(self, before: PartitionEntry, after: PartitionEntry) -> None:
         """The moments around a change are the dangerous ones: perhaps something strikes."""
-        ambushes, strikes = self.world.options.ambushes, self.world.options.strikes
+        options = self.world.options
+        ambushes, strikes, darkens = options.ambushes, options.strikes, options.darkens
+        if self.on and darkens and self.random.random() < darkens:
+            # Not within the write of the table, whose readers would end in the middle of it.
+            self.world.schedule.after(1, self._darken, before, after)
         if self.on and ambushes and self.random.random() < ambushes:
             self._ambush(before, after)
         if not self.on or not strikes or self.random.random() >= strikes:
@@ -290,17 +180,6 @@ class LeaningFaults(Faults):
             link.reset()
             self._count("ambush break")
 
-    def _bereave(self, primary: NodeProcess, copy: int, former: list[NodeProcess]) -> None:
-        """The tail ends and the primary falls silent for long; the former copies come back."""
-        tail, schedule = self._alive(copy), self.world.schedule
-        if self.on and tail is not None:
-            self._crash_if_safe(tail.machine)
-            primary.pause(stale=self.random.random() < 0.5)
-            schedule.after(self.random.uniform(2, 4) * SECOND, primary.resume)
-            for process in former:
-                schedule.after(self.random.uniform(0.2, 1.5) * SECOND, process.resume)
-            self._count("ambush bereave")
-
     def _strike_at(self, victim: int, primary: int) -> None:
         process, world, random = self._alive(victim), self.world, self.random
         if not self.on or process is None:
@@ -319,7 +198,3 @@ class LeaningFaults(Faults):
                 ends = (process.place, other.place)
                 self._slow_down(ends if random.random() < 0.5 else ends[::-1])
         self._count(f"strike {how}")
-
-    def _count(self, name: str) -> None:
-        self.counts[name] = self.counts.get(name, 0) + 1
-        self.world.schedule.trace(name)

@@ -73,11 +73,15 @@ class Options(msgspec.Struct, frozen=True):
     strikes: float
     slows: float
     stales: float
+    outcasts: float
     usurps: float
+    pairs: float
     splits: float
     overtakes: float
     ambushes: float
     orphans: float
+    removals: float
+    darkens: float
     freezes: float
     lates: float
     estranges: float
@@ -150,9 +154,14 @@ def draw(seed: int, **fixed: object) -> Options:
         "stale_reads": random.choice([0.0, 0.2, 0.5]),
         "confirmed_reads": random.choice([0.0, 0.2, 0.5]),
     }
-    options = {**drawn, **lean(seed), **fixed}
-    disks = _disks(seed) if options["local_disk"] else _NO_DISKS
-    return Options(**{**options, **disks, **fixed})  # type: ignore[arg-type]
+    leaning = lean(seed)
+    options = {**drawn, **leaning, **fixed}
+    if options["local_disk"]:
+        # What only crashed copies have on disk is for an operator to decide about.
+        options |= {**_disks(seed), **leaning, "both_copies": False}
+    else:
+        options |= _NO_DISKS
+    return Options(**{**options, **fixed})  # type: ignore[arg-type]
 
 
 _NO_DISKS: dict[str, object] = {
@@ -178,6 +187,4 @@ def _disks(seed: int) -> dict[str, object]:
         "persisted_rate": random.choice([0.1, 0.3, 0.6]),
         "blackouts": blackouts,
         "new_disks": 0.0 if blackouts else 0.3,
-        # What only crashed copies have on disk is for an operator to decide about.
-        "both_copies": False,
     }
