@@ -23,7 +23,10 @@ from spacegrid.coordinator.authority import Authority
 from spacegrid.machine import controller, liveness, survival
 from spacegrid.machine.draft import Draft
 from spacegrid.machine.events import Change
-from spacegrid.machine.table import PartitionEntry
+from spacegrid.machine.leases import HELD_MS
+from spacegrid.machine.restart import Restart
+from spacegrid.machine.table import PartitionEntry, State, Table
+from spacegrid.machine.term import HeldTerm
 
 #: Name to the rule it leaves out; a star marks the rules that PROTOCOL.md marks.
 CORE = {
@@ -128,6 +131,39 @@ def _fresh_controller_does_not_wait() -> None:
     liveness.FRESH_WAIT_MS = 0  # type: ignore[misc]
 
 
+def _lease_outlasts_its_giver() -> None:
+    HeldTerm.lease_ms = lambda self, now_ms: HELD_MS  # type: ignore[method-assign]
+
+
+def _unnoticed_end_is_life() -> None:
+    begin = Restart.begin
+
+    def loose(self: Restart, table: Table, registered: frozenset[int], *, heartbeats: bool) -> None:
+        begin(self, table, registered, heartbeats=False)
+
+    Restart.begin = loose  # type: ignore[method-assign]
+
+
+def _unheard_disk_counts() -> None:
+    recover = survival._recover
+
+    def loose(draft: Draft, entry: PartitionEntry) -> State:
+        unheard, draft.unheard = draft.unheard, frozenset()
+        state = recover(draft, entry)
+        draft.unheard = unheard
+        return state
+
+    survival._recover = loose
+
+
+def _own_store_is_past() -> None:
+    def loose(self: Table, copy: int, _store: bytes, alive: Any) -> set[int]:
+        entries = [entry for entry in self.entries if entry.primary in alive]
+        return {entry.partition for entry in entries if copy not in entry.in_sync}
+
+    Table.served_without = loose  # type: ignore[method-assign]
+
+
 MACHINES: dict[str, tuple[str, Callable[[], None]]] = {
     "former-outlives-its-tail": (
         "* former is cleared when the last tail is removed",
@@ -140,6 +176,19 @@ MACHINES: dict[str, tuple[str, Callable[[], None]]] = {
     "fresh-controller-does-not-wait": (
         "a fresh controller waits for the leases of the one before",
         _fresh_controller_does_not_wait,
+    ),
+    "lease-outlasts-its-giver": (
+        "a lease ends soon after the last reading of the term that it was given under",
+        _lease_outlasts_its_giver,
+    ),
+    "unnoticed-end-is-life": (
+        "only a copy that is heard says that the cluster went on",
+        _unnoticed_end_is_life,
+    ),
+    "unheard-disk-counts": ("a disk counts once its node was heard", _unheard_disk_counts),
+    "own-store-is-past": (
+        "a store is not of the past while the table names a copy that had it",
+        _own_store_is_past,
     ),
 }
 
