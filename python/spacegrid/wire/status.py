@@ -60,7 +60,10 @@ _TEXT: Final[dict[int, tuple[type[errors.SpaceGridError], str]]] = {
         "refused: fewer copies are alive than the cluster demands\n"
         "hint: start another node, or run a lone node with --copies 1",
     ),
-    Status.BACKPRESSURE: (errors.Backpressure, "the log is full: a sink or a backup is behind"),
+    Status.BACKPRESSURE: (
+        errors.Backpressure,
+        "the log is full (a sink or a backup is behind), or too many large answers wait",
+    ),
     Status.MEMORY_FULL: (errors.MemoryFull, "write refused: the node's memory quota is used up"),
     Status.STALE_REQUEST: (errors.StaleRequest, "the request's result is no longer kept"),
     Status.TOKEN_REUSED: (errors.RequestReused, "the request id was used with other arguments"),

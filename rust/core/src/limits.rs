@@ -27,6 +27,8 @@ pub const NAME_BYTES_MAX: usize = 255;
 pub const NESTING_MAX: usize = 32;
 /// Largest frame between nodes in bytes: one record of the largest size and its envelope.
 pub const PEER_FRAME_BYTES_MAX: usize = 5 << 20;
+/// Answers that a node holds until they are taken, in bytes; past it reads are put off.
+pub const ANSWERS_BYTES_MAX: usize = 16 << 20;
 /// Most partitions of a space.
 pub const PARTITIONS_MAX: u32 = 65_535;
 /// Target size of one snapshot chunk in bytes.

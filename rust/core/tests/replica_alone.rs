@@ -11,6 +11,7 @@ use spacegrid_core::frame::request::{
 };
 use spacegrid_core::frame::{Opcode, Operation, ReplyFrame, RequestBuilder, Token};
 use spacegrid_core::key::partition_of;
+use spacegrid_core::limits::{ANSWERS_BYTES_MAX, VALUE_BYTES_MAX};
 use spacegrid_core::record::Position;
 use spacegrid_core::replica::{
     Buffer, Config, Effects, Ending, Node, Ownership, Role, State, TurnStart,
@@ -130,6 +131,26 @@ fn replies_of_many_calls_share_a_frame_until_effects_are_taken() {
     assert_eq!(effects.client_frames.len(), 1);
     let frame = ReplyFrame::decode(&effects.client_frames[0].1).expect("own frame");
     assert_eq!(frame.replies().map(|reply| reply.number).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn f35_a_frame_that_asks_for_more_than_there_is_room_for_is_answered_in_part() {
+    const ASKED: u64 = 100;
+    let node = node(1, 0, 0);
+    let large = vec![7; VALUE_BYTES_MAX];
+    one(&node, &operation(Opcode::Put, 1, b"tea", &large), 0);
+    let gets = (2..2 + ASKED).map(|number| operation(Opcode::Get, number, b"tea", b""));
+    let put = operation(Opcode::Put, 2 + ASKED, b"tea", b"small");
+    let (got, _) = send(&node, &gets.chain([put]).collect::<Vec<_>>(), 0);
+    let bytes: usize = got.iter().map(|reply| reply.value.len()).sum();
+    assert!(bytes <= ANSWERS_BYTES_MAX + VALUE_BYTES_MAX + 1000, "{bytes} bytes");
+    let put_off = got.iter().filter(|reply| reply.status == status::BACKPRESSURE);
+    assert!(put_off.clone().all(|reply| reply.value == 1_u32.to_le_bytes()));
+    assert_eq!(put_off.count() as u64, ASKED - 17, "the others are answered");
+    // What changes something keeps its place among the caller's others.
+    assert_eq!(got.last().map(|reply| reply.status), Some(status::OK));
+    // Once they were taken there is room again.
+    assert_eq!(one(&node, &operation(Opcode::Get, 500, b"tea", b""), 0).value, b"small");
 }
 
 #[test]

@@ -21,7 +21,8 @@ pub mod status {
     pub const LOST: u8 = 5;
     /// Fewer copies than `min_in_sync`; surely not applied.
     pub const NOT_ENOUGH_COPIES: u8 = 6;
-    /// The log is full; surely not applied; the value is a u32: retry after so many ms.
+    /// The log is full, or there is no room for the answers of so many reads; surely not applied; the
+    /// value is a u32: retry after so many ms.
     pub const BACKPRESSURE: u8 = 7;
     /// The memory quota is used up.
     pub const MEMORY_FULL: u8 = 8;

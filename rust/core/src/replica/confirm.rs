@@ -82,6 +82,7 @@ impl Partition {
             self.answer_or(sequence, origin, answer, status::NOT_PRIMARY, out);
             return;
         }
+        out.answered_bytes += answer.value.len();
         let round = self.confirming.asked + 1;
         self.confirming.waiting.push_back(Unconfirmed {
             round,

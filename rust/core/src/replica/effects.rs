@@ -8,7 +8,12 @@ use std::collections::BTreeMap;
 
 use super::request::Origin;
 use super::turn::TurnStart;
+use crate::frame::reply::status;
 use crate::frame::{Reply, ReplyBuilder};
+use crate::limits::ANSWERS_BYTES_MAX;
+
+/// When to ask again for an answer that there was no room for: as soon as those before it have left.
+const PUT_OFF_MS: u32 = 1;
 
 /// Kinds of changes that a copy, most often the primary, asks the controller for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +73,8 @@ pub struct Out {
     pub chunks_over: Vec<(u64, u32)>,
     /// Somebody waits for this node's own disk.
     pub persist: bool,
+    /// Bytes of values in answers that were made since effects were last taken.
+    pub answered_bytes: usize,
     current: Option<((u64, u64), ReplyBuilder)>,
     others: BTreeMap<(u64, u64), ReplyBuilder>,
 }
@@ -81,6 +88,7 @@ impl Out {
     /// Answer a request.
     #[inline]
     pub fn reply(&mut self, origin: Origin, reply: &Reply<'_>) {
+        self.answered_bytes += reply.value.len();
         let place = (origin.connection, origin.stream);
         if self.current.as_ref().is_none_or(|(current, _)| *current != place) {
             self.switch(place);
@@ -90,6 +98,20 @@ impl Out {
         {
             self.frames.push((origin.connection, frame));
         }
+    }
+
+    /// Whether answers have to be taken before there is room for another one.
+    #[inline]
+    pub fn is_crowded(&self) -> bool {
+        self.answered_bytes > ANSWERS_BYTES_MAX
+    }
+
+    /// Answer that there is no room for the answer: ask again soon.
+    #[cold]
+    pub fn put_off(&mut self, origin: Origin) {
+        let value = &PUT_OFF_MS.to_le_bytes()[..];
+        let status = status::BACKPRESSURE;
+        self.reply(origin, &Reply { number: origin.number, status, value, ..Reply::default() });
     }
 
     /// Answer without a value.
@@ -110,6 +132,7 @@ impl Out {
     pub fn lend(&mut self, other: &mut Self) {
         other.others = std::mem::take(&mut self.others);
         other.stale |= self.stale;
+        other.answered_bytes = self.answered_bytes;
     }
 
     /// Keep the open reply frames open for the next call.
@@ -155,5 +178,6 @@ impl Out {
         self.dirty.append(&mut other.dirty);
         self.chunks_over.append(&mut other.chunks_over);
         self.stale |= other.stale;
+        self.answered_bytes = self.answered_bytes.max(other.answered_bytes);
     }
 }

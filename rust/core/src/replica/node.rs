@@ -232,7 +232,7 @@ impl Node {
                 }
             }
         }
-        if !out.is_empty() || !out.dirty.is_empty() {
+        if !out.is_empty() || !out.dirty.is_empty() || out.answered_bytes > 0 {
             let mut outbox = self.outbox.lock();
             if out.lapses != self.lease.lapses() {
                 // The lease broke while this was computed: what it was computed from may be old.
@@ -376,6 +376,11 @@ impl Node {
                 out.refuse(origin, status::PERMISSION, 0);
                 continue;
             }
+            // A small frame can ask for a thousand large values; what was asked for a write is done.
+            if out.is_crowded() && !operation.opcode.is_mutating() {
+                out.put_off(origin);
+                continue;
+            }
             let index = operation.partition().unwrap_or_else(|| self.partition_of(operation.key));
             match self.partition(index) {
                 Some(mut partition) => partition.execute(&operation, origin, now_ms, &mut out),
@@ -486,6 +491,7 @@ impl Node {
         drop(links);
         let mut outbox = self.outbox.lock();
         outbox.close();
+        outbox.answered_bytes = 0;
         if outbox.is_empty() && peer_frames.is_empty() {
             return None;
         }

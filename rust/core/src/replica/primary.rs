@@ -265,6 +265,7 @@ impl Partition {
         if sequence <= self.commit || planted(Bug::AnswerBeforeCommit) {
             self.deliver(sequence, origin, answer, out);
         } else {
+            out.answered_bytes += answer.value.len();
             self.wait(sequence, Waiting::Answer { origin, answer, if_cut });
         }
     }
