@@ -223,6 +223,70 @@ def test_a_client_that_takes_no_replies_is_not_read_any_more(node: LocalCluster)
         assert resident_bytes(pid) - before < 200 << 20
 
 
+def test_small_frames_that_ask_for_gigabytes_are_answered_bit_by_bit(node: LocalCluster) -> None:
+    """A frame of 25 KB asks for half a gigabyte, five times on each of four connections."""
+    address = node.addresses[0]
+    pid = node.status().self.pid
+    with grpc.insecure_channel(address) as channel:
+        opened = data_pb2_grpc.DataStub(channel).Open(
+            data_pb2.OpenRequest(hello=data_pb2.Hello(protocol_version=1)), timeout=5
+        )
+    partitions = len(opened.routes.primaries)
+    core = _core.Client(opened.stream, partitions)
+    core.set_routes(opened.routes.revision, [0] * partitions)
+    values = core.map("bytes")
+    for _ in range(1000):
+        core.get(values, b"large", object(), 60_000)
+    asked = [request for _slot, request in core.take_frames(0)]
+    before = resident_bytes(pid)
+    with contextlib.ExitStack() as open_sockets:
+        for _ in range(4):
+            link = _core.FrameLink(address, b"")
+            for request in asked * 5:
+                link.send(request)
+            open_sockets.enter_context(connected(node)).sendall(link.output())
+        with spacegrid.connect_sync(address, timeout=5.0) as grid:
+            other = grid.map("bytes", key=str, value=bytes)
+            for number in range(50):
+                other.put(f"other-{number}", b"v")
+        assert resident_bytes(pid) - before < 200 << 20
+
+
+def test_a_client_gets_more_large_values_than_a_node_answers_at_once(node: LocalCluster) -> None:
+    with spacegrid.connect_sync(node.addresses[0], timeout=20.0) as grid:
+        values = grid.map("bytes", key=str, value=bytes)
+        names = [f"large-{number}" for number in range(80)]
+        values.put_many({name: name.encode().ljust(500_000, b".") for name in names})
+        got = values.get_many(names)
+        assert all(got[name].rstrip(b".") == name.encode() for name in names)
+        values.delete_many(names)
+
+
+def test_calls_that_are_never_finished_keep_nobody_out(node: LocalCluster) -> None:
+    """One connection begins as many calls as it may; their requests never come."""
+    fields = {":method": "POST", ":scheme": "http", ":path": "/spacegrid.v1.Data/Get"}
+    fields |= {":authority": "x", "content-type": "application/grpc", "te": "trailers"}
+    # Literal fields without a table: each a zero, then two texts with their lengths.
+    texts = [text.encode() for field in fields.items() for text in field]
+    packed = [bytes([len(text)]) + text for text in texts]
+    head = b"".join(b"\0" + packed[at] + packed[at + 1] for at in range(0, len(packed), 2))
+    begun = b"".join(
+        len(head).to_bytes(3, "big") + b"\1\4" + number.to_bytes(4, "big") + head
+        for number in range(1, 2048, 2)
+    )
+    with connected(node) as stranger:
+        stranger.sendall(PREFACE + SETTINGS + begun)
+        # Half of what the node takes, for one connection; the rest is refused, one head each.
+        with stranger.makefile("rb") as frames:
+            refused = 0
+            while refused < 512:
+                size, kind = struct.unpack(">xHBxxxxx", frames.read(9))
+                frames.read(size)
+                refused += kind == 1
+        with spacegrid.connect_sync(node.addresses[0], timeout=5.0) as grid:
+            grid.map("bytes", key=str, value=bytes).put("beside", b"v")
+
+
 def test_a_silent_connection_is_closed(node: LocalCluster) -> None:
     with connected(node) as silent:
         began = time.monotonic()

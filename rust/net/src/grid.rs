@@ -68,6 +68,8 @@ pub(crate) struct Grid {
     pub(crate) links: RefCell<HashMap<u64, Rc<Link>>>,
     pub(crate) heartbeats: RefCell<HashMap<u64, EndWithThis>>,
     connections: Cell<u64>,
+    /// Bytes of replies that wait for clients to take them.
+    pub(crate) replies_bytes: Cell<usize>,
     waiting_for_room: RefCell<Vec<Waker>>,
     busy_poll: RefCell<BusyPoll>,
     /// More frames may come at once.
@@ -86,6 +88,7 @@ impl Grid {
             links: RefCell::default(),
             heartbeats: RefCell::default(),
             connections: Cell::new(0),
+            replies_bytes: Cell::new(0),
             waiting_for_room: RefCell::default(),
             busy_poll: RefCell::new(BusyPoll::new(busy_poll)),
             frames_come: Notify::new(),

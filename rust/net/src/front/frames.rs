@@ -1,7 +1,8 @@
 //! `Data/Stream`: a client's request frames to the core, its reply frames back.
 //!
 //! A client that does not take its replies is not read any more until it does: what waits for it is
-//! at most [`OUTPUT_BYTES_MAX`] and the replies of the frames that were read before. Replies leave in
+//! at most [`OUTPUT_BYTES_MAX`], or what is left of [`REPLIES_BYTES_MAX`], and the replies of the frames
+//! that were read before. Replies leave in
 //! the order in which the core made them.
 
 use std::pin::Pin;
@@ -27,6 +28,8 @@ use crate::status::{Code, Status, response};
 
 /// Replies waiting for one connection; past it no more requests are read from it.
 const OUTPUT_BYTES_MAX: usize = 4 << 20;
+/// Replies waiting for all connections. However many take nothing of theirs, one more gets its share.
+const REPLIES_BYTES_MAX: usize = 256 << 20;
 /// How long replies may still come after a client has said that it has no more requests.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// Frames taken before the replies get their turn.
@@ -50,9 +53,20 @@ pub(super) async fn serve(
     let Ok(stream) = respond.send_response(response(), false) else { return };
     let (number, output) = grid.open_connection();
     let sending = Sending::new(stream);
-    let mut stream =
-        FrameStream { grid, core, number, output, requests, sending, pass, open: 0, ending: None };
+    let mut stream = FrameStream {
+        grid,
+        core,
+        number,
+        output,
+        requests,
+        sending,
+        pass,
+        open: 0,
+        counted_bytes: 0,
+        ending: None,
+    };
     let ended = std::future::poll_fn(|cx| stream.poll(cx)).await;
+    stream.count_replies(0);
     stream.grid.close_connection(number);
     let status = ended.map_or_else(|error| error, |()| End::Status(Status::OK));
     end(stream.sending.stream(), &status);
@@ -92,6 +106,8 @@ struct FrameStream {
     pass: Pass,
     /// Operations without an answer.
     open: i64,
+    /// Bytes of replies that wait here, as last told to the others.
+    counted_bytes: usize,
     /// Set once the client has no more requests: until when their replies may come.
     ending: Option<Pin<Box<Sleep>>>,
 }
@@ -122,6 +138,24 @@ impl FrameStream {
 
     /// Send replies; whether none is left.
     fn send(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let sent = self.send_queued(cx);
+        self.count_replies(self.sending.queued_bytes());
+        sent
+    }
+
+    /// Tell how many bytes of replies wait here now.
+    fn count_replies(&mut self, now: usize) {
+        let before = std::mem::replace(&mut self.counted_bytes, now);
+        self.grid.replies_bytes.set(self.grid.replies_bytes.get() - before + now);
+    }
+
+    /// Whether more may be asked for: no more waits here than is left for the others.
+    fn has_room(&self) -> bool {
+        let left = REPLIES_BYTES_MAX.saturating_sub(self.grid.replies_bytes.get());
+        self.counted_bytes <= OUTPUT_BYTES_MAX.min(left)
+    }
+
+    fn send_queued(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         while let Some(frame) = self.output.pop() {
             self.open -= i64::from(reply_count(&frame));
             self.sending.push(Message::frame(frame));
@@ -137,7 +171,7 @@ impl FrameStream {
     fn read(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
         let mut taken = 0;
         while self.ending.is_none()
-            && self.sending.queued_bytes() <= OUTPUT_BYTES_MAX
+            && self.has_room()
             && !self.grid.is_closing()
             && !self.grid.is_crowded(cx)
         {

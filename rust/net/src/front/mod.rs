@@ -8,9 +8,9 @@ mod acceptor;
 mod frames;
 mod pass;
 mod peers;
+mod places;
 mod proxy;
 
-use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -21,12 +21,12 @@ use h2::server::{Builder, SendResponse};
 use h2::{Reason, RecvStream};
 use http::{Method, Request};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Notify;
 use tokio::time::{Sleep, sleep, timeout};
 
 pub(crate) use self::acceptor::connect;
 use self::acceptor::{Proof, accept};
 use self::pass::Pass;
+use self::places::{Place, Places};
 pub(crate) use self::proxy::Upstream;
 use crate::grid::Grid;
 use crate::message::{Envelope, Messages};
@@ -34,8 +34,6 @@ use crate::sending::Payload;
 use crate::status::{Code, Status};
 use crate::{LINK_PATH, STREAM_PATH};
 
-/// Connections at a time; more are closed at once.
-const CONNECTIONS_MAX: usize = 4096;
 /// Calls of one connection at a time.
 const CALLS_MAX: u32 = 1024;
 /// What one call may have sent that is not read yet.
@@ -63,24 +61,24 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) struct Front {
     grid: Rc<Grid>,
     upstream: Upstream,
-    connections: Cell<usize>,
-    gone: Notify,
+    places: Rc<Places>,
 }
 
 impl Front {
     pub(crate) fn new(grid: Rc<Grid>, upstream: Upstream) -> Rc<Self> {
-        Rc::new(Self { grid, upstream, connections: Cell::new(0), gone: Notify::new() })
+        Rc::new(Self { grid, upstream, places: Places::new() })
     }
 
     /// Accept connections until the task is ended.
     pub(crate) async fn accept(self: Rc<Self>, listener: TcpListener) {
         loop {
             match listener.accept().await {
-                Ok((socket, _)) if self.connections.get() < CONNECTIONS_MAX => {
-                    let place = Place::take(self.clone());
-                    self.grid.spawn(async move { place.0.serve(socket).await });
+                Ok((socket, _)) => {
+                    // Without a place the socket is closed at once.
+                    let Some(place) = self.places.take() else { continue };
+                    let front = self.clone();
+                    self.grid.spawn(async move { front.serve(socket, place).await });
                 }
-                Ok(_) => {}
                 Err(_) => sleep(ACCEPT_PAUSE).await,
             }
         }
@@ -88,17 +86,18 @@ impl Front {
 
     /// Wait until every connection has ended.
     pub(crate) async fn empty(&self) {
-        while self.connections.get() > 0 {
-            self.gone.notified().await;
-        }
+        self.places.empty().await;
     }
 
     /// One connection. Why it ended is nobody's concern but its own side's.
-    async fn serve(&self, socket: TcpStream) {
-        let _ = self.try_serve(socket).await;
+    async fn serve(&self, socket: TcpStream, place: Place) {
+        tokio::select! {
+            _ = self.try_serve(socket, &place) => {}
+            () = place.given_up() => {}
+        }
     }
 
-    async fn try_serve(&self, socket: TcpStream) -> io::Result<()> {
+    async fn try_serve(&self, socket: TcpStream, place: &Place) -> io::Result<()> {
         socket.set_nodelay(true)?;
         let shared = &self.grid.shared;
         // A caller is a stranger until one call of it was let in; without a gate nobody is.
@@ -128,7 +127,7 @@ impl Front {
             };
             match call {
                 Some(Ok((request, respond))) => {
-                    if self.dispatch(request, respond, &proof) {
+                    if self.dispatch(request, respond, &proof, place) {
                         if stranger.take().is_some() {
                             connection.set_target_window_size(CONNECTION_WINDOW_BYTES);
                             growing = Some(Box::pin(sleep(Duration::ZERO)));
@@ -152,6 +151,7 @@ impl Front {
         request: Request<RecvStream>,
         mut respond: SendResponse<Payload>,
         proof: &Rc<Proof>,
+        place: &Place,
     ) -> bool {
         let grid = self.grid.clone();
         let gate = grid.shared.gate.as_ref();
@@ -162,18 +162,28 @@ impl Front {
                 return false;
             }
         };
-        match request.uri().path() {
-            STREAM_PATH if request.method() == Method::POST => {
-                self.grid.spawn(frames::serve(grid, request.into_body(), respond, pass));
-            }
-            LINK_PATH if request.method() == Method::POST => {
-                self.grid.spawn(peers::serve(grid, request.into_body(), respond, pass));
-            }
-            _ => {
-                let call = self.upstream.forward(request, respond, pass.caller().clone());
-                self.grid.spawn(call);
-            }
+        let open = place.call();
+        let path = request.uri().path();
+        let (is_stream, is_link) = (path == STREAM_PATH, path == LINK_PATH);
+        if request.method() != Method::POST || !(is_stream || is_link) {
+            let caller = pass.caller().clone();
+            self.grid.spawn(self.upstream.forward(request, respond, caller, open));
+            return true;
         }
+        let Some(frames) = place.frame_call() else {
+            let why = "this connection carries frames in too many calls";
+            answer(&mut respond, &Status::new(Code::ResourceExhausted, why));
+            return true;
+        };
+        let body = request.into_body();
+        self.grid.spawn(async move {
+            let _counted = (open, frames);
+            if is_stream {
+                frames::serve(grid, body, respond, pass).await;
+            } else {
+                peers::serve(grid, body, respond, pass).await;
+            }
+        });
         true
     }
 }
@@ -202,23 +212,6 @@ async fn expiry(timer: &mut Option<Pin<Box<Sleep>>>) {
     match timer {
         Some(sleep) => sleep.as_mut().await,
         None => std::future::pending().await,
-    }
-}
-
-/// A connection's place among those at a time.
-struct Place(Rc<Front>);
-
-impl Place {
-    fn take(front: Rc<Front>) -> Self {
-        front.connections.set(front.connections.get() + 1);
-        Self(front)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.connections.set(self.0.connections.get() - 1);
-        self.0.gone.notify_one();
     }
 }
 

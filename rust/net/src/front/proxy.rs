@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, SendRequest};
@@ -17,14 +18,20 @@ use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, HeaderValue, Request, Version};
 use spacegrid_core::gate::Caller;
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 
 use super::answer;
+use super::places::OpenCall;
 use crate::grid::Grid;
 use crate::sending::{Payload, plain};
 use crate::status::{Code, Status};
 
 /// Calls on their way at one time, of all connections together.
 const CALLS_MAX: usize = 1024;
+/// How long the request of a call may take to come.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long one side of a call may take nothing of what the other one has for it.
+const TAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// What one call's answer may have sent that its caller has not taken.
 const CALL_WINDOW_BYTES: u32 = 256 << 10;
 /// Never the bound: the calls' own windows are.
@@ -67,11 +74,18 @@ impl Upstream {
         request: Request<RecvStream>,
         mut respond: SendResponse<Payload>,
         caller: Caller,
+        open: OpenCall,
     ) -> impl Future<Output = ()> + 'static {
         let upstream = self.clone();
         async move {
-            if upstream.calls.get() >= CALLS_MAX {
-                let why = format!("{CALLS_MAX} calls are open on this node, which is the limit");
+            // No more for one connection than are left for the others: however many take all they
+            // can get, there is room for one more.
+            let (all, own) = (upstream.calls.get(), open.of_connection());
+            if own > CALLS_MAX.saturating_sub(all) {
+                let why = format!(
+                    "{all} calls are open on this node, {own} of them on this connection; the \
+                     limit is {CALLS_MAX}, and as many as are left for one connection"
+                );
                 return answer(&mut respond, &Status::new(Code::ResourceExhausted, why));
             }
             let _place = Place::take(upstream.calls.clone());
@@ -95,7 +109,7 @@ impl Upstream {
         let mut server = self.send.clone().ready().await?;
         let (response, request_stream) = server.send_request(request, body.is_end_stream())?;
         // Sending up goes on beside the answer, and ends with it.
-        let up = upload(body, request_stream);
+        let up = timeout(REQUEST_TIMEOUT, upload(body, request_stream));
         let down = async {
             let head = tokio::select! {
                 head = response => head?,
@@ -116,7 +130,10 @@ impl Upstream {
             done = &mut down => done,
             // Where sending up fails, the server behind may have answered early and then closed its side:
             // its answer is what counts, and it says as well when there is none.
-            _ = &mut up => down.await,
+            sent = &mut up => match sent {
+                Ok(_) => down.await,
+                Err(_) => Err(Reason::ENHANCE_YOUR_CALM.into()),
+            },
         }
     }
 }
@@ -151,8 +168,8 @@ async fn send_all(to: &mut SendStream<Payload>, mut data: Bytes) -> Result<(), h
     while !data.is_empty() {
         to.reserve_capacity(data.len());
         while to.capacity() == 0 {
-            let room = std::future::poll_fn(|cx| to.poll_capacity(cx)).await;
-            room.ok_or(Reason::CANCEL)??;
+            let room = timeout(TAKE_TIMEOUT, std::future::poll_fn(|cx| to.poll_capacity(cx))).await;
+            room.map_err(|_| Reason::ENHANCE_YOUR_CALM)?.ok_or(Reason::CANCEL)??;
         }
         let size = to.capacity().min(data.len());
         to.send_data(plain(data.split_to(size)), false)?;
