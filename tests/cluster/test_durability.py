@@ -22,19 +22,12 @@ import faulty_disk
 import grpc
 import pytest
 import spacegrid
+from kill_of_all import kill_everything
 from spacegrid import errors
 from spacegrid.testing import LocalCluster
 from spacegrid.v1 import data_pb2, data_pb2_grpc
 
 pytestmark = pytest.mark.timeout(150)
-
-
-def kill_everything(cluster: LocalCluster) -> None:
-    """SIGKILL for all processes, before any of them can hear of another's end."""
-    for child in (cluster.coordinator, *cluster.nodes.values()):
-        assert child is not None
-        os.kill(child.pid, signal.SIGKILL)
-    cluster.kill_all()
 
 
 def write_until_killed(
