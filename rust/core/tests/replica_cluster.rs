@@ -14,7 +14,8 @@ use spacegrid_core::frame::reply::status;
 use spacegrid_core::frame::{ENVELOPE_BYTES, seal};
 use spacegrid_core::replica::{ChangeKind, Role};
 
-fn run(seed: u64, steps: usize, options: Options) {
+/// Run one seed; how many partitions a removed copy was completed for.
+fn run(seed: u64, steps: usize, options: Options) -> u64 {
     let outcome = std::panic::catch_unwind(|| {
         let mut sim = Sim::new(seed, options);
         for _ in 0..steps {
@@ -22,11 +23,12 @@ fn run(seed: u64, steps: usize, options: Options) {
         }
         sim.heal();
         sim.compare();
-        (sim.answered, sim.crashes, sim.turns_run)
+        (sim.answered, sim.crashes, sim.turns_run, sim.recovered)
     });
     match outcome {
-        Ok((answered, crashes, turns)) => {
+        Ok((answered, crashes, turns, recovered)) => {
             assert!(answered > 0 && (!options.crashes || crashes > 0) && turns > 0);
+            recovered
         }
         Err(panic) => {
             eprintln!("seed {seed}, {options:?}");
@@ -73,9 +75,22 @@ fn zombie_primaries_acknowledge_nothing() {
 #[test]
 fn everything_at_once() {
     for seed in 500..510 {
-        let all = Options { crashes: true, handovers: true, shared_sink: true, suspicions: true };
+        let all = Options {
+            crashes: true,
+            handovers: true,
+            shared_sink: true,
+            suspicions: true,
+            recoveries: true,
+        };
         run(seed, 5000, all);
     }
+}
+
+#[test]
+fn removed_copies_are_completed_from_tails_when_the_last_one_crashes() {
+    let options = Options { recoveries: true, ..Options::default() };
+    let recovered: u64 = (600..620).map(|seed| run(seed, 6000, options)).sum();
+    assert!(recovered >= 40, "only {recovered} partitions were: the walk goes elsewhere");
 }
 
 #[test]

@@ -1,18 +1,20 @@
 //! A simulated cluster for `replica_cluster`: everything but the nodes themselves is a model.
 //!
-//! More than 500 lines in one room: clients, controller, links, pump and checker share one state and
-//! one source of chance, and are only understood together.
+//! More than 500 lines in one room: clients, links, pump and checker share one state and one source of
+//! chance, and are only understood together. The controller is beside it.
+
+mod controller;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use spacegrid_core::frame::reply::status;
-use spacegrid_core::frame::request::{Chain, FLAG_TOKEN};
+use spacegrid_core::frame::reply::{FLAG_RECORDED, status};
+use spacegrid_core::frame::request::{Chain, FLAG_REPEAT, FLAG_TOKEN};
 use spacegrid_core::frame::{Opcode, Operation, ReplyFrame, RequestBuilder, Token};
 use spacegrid_core::key::partition_of;
 use spacegrid_core::record::{Change, Position, decode};
 use spacegrid_core::replica::{
     Buffer, ChangeKind, ChangeWanted, Config, Ending, Node, Ownership, Role, SHARED, State,
-    TailCopy, TurnStart,
+    TurnStart,
 };
 
 pub const PARTITIONS: u32 = 3;
@@ -28,11 +30,20 @@ pub struct Options {
     /// Healthy primaries are deposed while they go on: zombies. Without leases their reads may be
     /// old, so nobody reads.
     pub suspicions: bool,
+    /// Healthy backups are taken out and back in, and the last complete copy may crash where a
+    /// removed one and a tail have everything together.
+    pub recoveries: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { crashes: true, handovers: false, shared_sink: false, suspicions: false }
+        Self {
+            crashes: true,
+            handovers: false,
+            shared_sink: false,
+            suspicions: false,
+            recoveries: false,
+        }
     }
 }
 
@@ -55,6 +66,8 @@ struct Key {
     want: Option<Want>,
     /// It was refused or bounced: it may be sent again.
     resend: bool,
+    /// How often it was sent: what may still arrive once more is sent as a repeat (ADR 9).
+    sent: u32,
     model: Option<i64>,
     last_status: Option<u8>,
 }
@@ -73,7 +86,7 @@ pub struct Sim {
     tables: BTreeMap<u64, VecDeque<(u64, Table)>>,
     table: Table,
     revision: u64,
-    asked: VecDeque<ChangeWanted>,
+    asked: VecDeque<(u64, ChangeWanted)>,
     turns: VecDeque<(u64, TurnStart)>,
     keys: Vec<Key>,
     raw: BTreeMap<u64, u8>,
@@ -83,6 +96,8 @@ pub struct Sim {
     pub answered: u64,
     pub crashes: u64,
     pub turns_run: u64,
+    /// Partitions that a removed copy serves again that a tail has completed.
+    pub recovered: u64,
     pub trace: u64,
 }
 
@@ -97,8 +112,17 @@ impl Sim {
                 *count += 1;
                 let stream = (1 << 32) | (keys.len() as u64 + 1);
                 let (number, model) = (0, None);
-                let (want, resend, last_status) = (None, false, None);
-                keys.push(Key { bytes: key, stream, number, want, resend, model, last_status });
+                let (want, resend, sent, last_status) = (None, false, 0, None);
+                keys.push(Key {
+                    bytes: key,
+                    stream,
+                    number,
+                    want,
+                    resend,
+                    sent,
+                    model,
+                    last_status,
+                });
             }
             if keys.len() == KEYS {
                 break;
@@ -136,6 +160,7 @@ impl Sim {
             answered: 0,
             crashes: 0,
             turns_run: 0,
+            recovered: 0,
             trace: 0,
         };
         (0..3).for_each(|_| sim.boot());
@@ -200,9 +225,7 @@ impl Sim {
     }
 
     pub fn ask_delete(&mut self, key: usize) {
-        self.keys[key].want = Some(Want::Delete);
-        self.keys[key].number += 1;
-        self.send(key);
+        self.ask(key, Want::Delete);
     }
 
     pub fn entry(&self, partition: usize) -> &Ownership {
@@ -232,8 +255,8 @@ impl Sim {
         }
         self.deliver_links(keep);
         self.deliver_requests();
-        while let Some(asked) = self.asked.pop_front() {
-            self.decide(&asked);
+        while let Some((sender, asked)) = self.asked.pop_front() {
+            self.decide(sender, &asked);
         }
         self.repair();
     }
@@ -249,6 +272,7 @@ impl Sim {
             80..=85 => self.deliver_request(),
             86..=88 => self.tick_one(),
             89..=91 => self.decide_one(),
+            94 if self.options.recoveries => self.remove_one(),
             92..=94 => self.run_turn(),
             95 => self.reset_link(),
             96 if self.options.crashes => self.crash_one(),
@@ -312,12 +336,13 @@ impl Sim {
                 self.links.entry((copy, to)).or_default().push_back(frame);
             }
         }
-        self.asked.extend(effects.changes);
+        self.asked.extend(effects.changes.into_iter().map(|change| (copy, change)));
         self.turns.extend(effects.turns.into_iter().map(|turn| (copy, turn)));
         for (_, frame) in effects.client_frames {
             let frame = ReplyFrame::decode(&frame).expect("own frames are valid");
             for reply in frame.replies() {
-                self.answer(frame.stream, reply.number, reply.status, reply.value);
+                let recorded = reply.flags & FLAG_RECORDED != 0;
+                self.answer(frame.stream, reply.number, reply.status, recorded, reply.value);
             }
         }
     }
@@ -357,9 +382,7 @@ impl Sim {
                 8..=9 if !self.options.suspicions => Want::Read,
                 _ => Want::Turn,
             };
-            self.keys[key].want = Some(want);
-            self.keys[key].number += 1;
-            self.send(key);
+            self.ask(key, want);
         } else if self.keys[key].resend || self.draw(30) == 0 {
             self.send(key);
         }
@@ -367,8 +390,13 @@ impl Sim {
 
     pub fn ask_put(&mut self, key: usize, value: i64) {
         assert!(self.keys[key].want.is_none());
-        self.keys[key].want = Some(Want::Put(value));
+        self.ask(key, Want::Put(value));
+    }
+
+    fn ask(&mut self, key: usize, want: Want) {
+        self.keys[key].want = Some(want);
         self.keys[key].number += 1;
+        self.keys[key].sent = 0;
         self.send(key);
     }
 
@@ -382,11 +410,12 @@ impl Sim {
 
     fn frame(&self, key: usize, opcode: Opcode, stream: u64, number: u64, value: &[u8]) -> Vec<u8> {
         let turn = opcode == Opcode::Invoke;
+        let again = self.keys[key].sent > 0 && opcode != Opcode::Get;
         let mut builder = RequestBuilder::new(stream);
         builder
             .push(&Operation {
                 opcode,
-                flags: 0,
+                flags: if again { FLAG_REPEAT } else { 0 },
                 map: if turn { "T.add" } else { "m" },
                 schema: 0,
                 number,
@@ -425,6 +454,7 @@ impl Sim {
         let to = self.table[partition].primary;
         if self.nodes.contains_key(&to) {
             self.requests.push_back((to, frame));
+            self.keys[key].sent += 1;
         } else {
             self.keys[key].resend = true;
         }
@@ -487,7 +517,7 @@ impl Sim {
         self.raw.get(&number).copied()
     }
 
-    fn answer(&mut self, stream: u64, number: u64, status: u8, value: &[u8]) {
+    fn answer(&mut self, stream: u64, number: u64, status: u8, recorded: bool, value: &[u8]) {
         if stream == RAW {
             self.raw.insert(number, status);
             return;
@@ -499,6 +529,12 @@ impl Sim {
         }
         key.last_status = Some(status);
         if status::is_retryable(status) {
+            key.resend = true;
+            return;
+        }
+        // Another attempt may come to another answer, unless a record holds this one.
+        let depends = matches!(want, Want::Delete if status == status::MISS) || want == Want::Turn;
+        if depends && key.sent > 1 && !recorded {
             key.resend = true;
             return;
         }
@@ -555,170 +591,6 @@ impl Sim {
         }
         let next = node.end_turn(&turn, &buffer, &Ending::Finished(&reply), self.now_ms);
         self.turns.extend(next.into_iter().map(|turn| (copy, turn)));
-    }
-
-    // ---- the controller ----
-
-    fn publish(&mut self) {
-        self.revision += 1;
-        for queue in self.tables.values_mut() {
-            queue.push_back((self.revision, self.table.clone()));
-        }
-    }
-
-    fn decide_one(&mut self) {
-        // Requests may be lost: the primary repeats them.
-        if self.draw(8) == 0 {
-            self.asked.pop_front();
-        }
-        if let Some(asked) = self.asked.pop_front() {
-            self.decide(&asked);
-        }
-        self.repair();
-    }
-
-    fn decide(&mut self, asked: &ChangeWanted) {
-        let entry = &mut self.table[asked.partition as usize];
-        if (asked.epoch, asked.version) != (entry.epoch, entry.version) {
-            return;
-        }
-        match asked.kind {
-            ChangeKind::Tail => {
-                let Some(at) = entry.joining.iter().position(|(copy, _)| *copy == asked.copy)
-                else {
-                    return;
-                };
-                let (copy, session) = entry.joining.remove(at);
-                entry.tails.push(TailCopy { copy, session, from: Position::unpack(asked.from) });
-            }
-            ChangeKind::InSync => {
-                entry.tails.retain(|tail| tail.copy != asked.copy);
-                entry.in_sync.push(asked.copy);
-                if entry.in_sync.len() >= 2 {
-                    entry.former.clear();
-                }
-            }
-            ChangeKind::Stopped => {
-                if entry.target == asked.copy && entry.in_sync.contains(&asked.copy) {
-                    entry.primary = asked.copy;
-                    entry.epoch += 1;
-                }
-                entry.target = 0;
-            }
-            // Whoever is alive here answers in the end; who is not is removed by `crash`.
-            ChangeKind::Shrink | ChangeKind::Recover => return,
-        }
-        entry.version += 1;
-        self.accepted.push((asked.partition, asked.kind));
-        self.publish();
-    }
-
-    fn repair(&mut self) {
-        let live = self.live();
-        let mut changed = false;
-        for partition in 0..self.table.len() {
-            let entry = &self.table[partition];
-            let holds = entry.in_sync.len() + entry.tails.len() + entry.joining.len();
-            if holds >= 2 {
-                continue;
-            }
-            let free: Vec<u64> =
-                live.iter().copied().filter(|copy| !entry.in_sync.contains(copy)).collect();
-            if let Some(copy) = self.pick(&free) {
-                let entry = &mut self.table[partition];
-                entry.version += 1;
-                entry.joining.push((copy, entry.version));
-                changed = true;
-            }
-        }
-        if changed {
-            self.publish();
-        }
-    }
-
-    fn begin_handover(&mut self) {
-        let partition = self.draw(PARTITIONS as usize);
-        let entry = &mut self.table[partition];
-        if entry.target != 0 || entry.in_sync.len() < 2 {
-            return;
-        }
-        let target = entry.in_sync.iter().copied().find(|copy| *copy != entry.primary);
-        entry.target = target.unwrap_or(0);
-        entry.version += 1;
-        self.publish();
-    }
-
-    fn suspect(&mut self) {
-        let partition = self.draw(PARTITIONS as usize);
-        let entry = &self.table[partition];
-        let others: Vec<u64> =
-            entry.in_sync.iter().copied().filter(|copy| *copy != entry.primary).collect();
-        if let Some(copy) = self.pick(&others) {
-            self.promote(partition, copy);
-        }
-    }
-
-    fn crash_one(&mut self) {
-        let live = self.live();
-        let Some(victim) = self.pick(&live) else { return };
-        // One crash per repair: a second one may lose data, and would say so.
-        let safe = self.table.iter().all(|entry| {
-            entry.in_sync.iter().any(|copy| *copy != victim && self.nodes.contains_key(copy))
-        });
-        if safe && self.draw(3) == 0 {
-            self.crash(victim);
-        }
-    }
-
-    pub fn crash(&mut self, victim: u64) {
-        self.crashes += 1;
-        self.nodes.remove(&victim);
-        self.tables.remove(&victim);
-        self.links.retain(|(from, to), _| *from != victim && *to != victim);
-        self.turns.retain(|(copy, _)| *copy != victim);
-        self.requests.retain(|(to, _)| *to != victim);
-        for node in self.nodes.values() {
-            node.peer_down(victim);
-        }
-        for key in &mut self.keys {
-            key.resend |= key.want.is_some();
-        }
-        let live: BTreeSet<u64> = self.nodes.keys().copied().collect();
-        for entry in &mut self.table {
-            let before = entry.clone();
-            entry.in_sync.retain(|copy| live.contains(copy));
-            entry.joining.retain(|(copy, _)| live.contains(copy));
-            entry.tails.retain(|tail| live.contains(&tail.copy));
-            if entry.target == victim {
-                entry.target = 0;
-            }
-            if entry.primary == victim {
-                entry.primary = entry.in_sync[0];
-                entry.epoch += 1;
-                entry.target = 0;
-            }
-            entry.version += u64::from(*entry != before);
-        }
-        self.publish();
-        self.boot();
-    }
-
-    /// A controller that deposes a healthy primary for one of the complete copies.
-    pub fn promote(&mut self, partition: usize, copy: u64) {
-        let entry = &mut self.table[partition];
-        entry.primary = copy;
-        entry.epoch += 1;
-        entry.version += 1;
-        entry.target = 0;
-        self.publish();
-    }
-
-    /// Show one node a table in which it no longer is the primary.
-    pub fn hand_table_without(&mut self, copy: u64, partition: usize) {
-        let backup = self.backup_of(partition);
-        self.promote(partition, backup);
-        let entries = (0..).zip(self.table.clone()).collect();
-        self.nodes[&copy].apply_table(self.revision, entries, self.now_ms);
     }
 
     // ---- the pump of the shared sink ----
@@ -778,8 +650,8 @@ impl Sim {
             while !self.turns.is_empty() {
                 self.run_turn();
             }
-            while let Some(asked) = self.asked.pop_front() {
-                self.decide(&asked);
+            while let Some((sender, asked)) = self.asked.pop_front() {
+                self.decide(sender, &asked);
             }
             self.repair();
             for _ in 0..5 {
