@@ -430,7 +430,7 @@ def put(
         except msgspec.DecodeError as error:
             raise ConfigError(f"value {value!r} is not JSON: {error}") from None
         durability: Durability = "persisted" if persisted else "replicated"
-        with _grid(at) as grid:
+        with _grid(at, timeout) as grid:
             found = grid.map(map, key=str, value=Any, durability=durability)
             version = found.put(key, decoded, ttl=ttl, timeout=timeout)
         document = {"map": map, "key": key, "version": version, "durability": durability}
@@ -448,7 +448,7 @@ def get(
     """Print one entry's value as JSON; exit code 3 when there is none."""
     with _errors(json):
         missing = object()
-        with _grid(at) as grid:
+        with _grid(at, timeout) as grid:
             value = grid.map(map, key=str, value=Any).get(key, missing, timeout=timeout)
         if value is missing:
             _print({"map": map, "key": key, "found": False}, json, lambda: "")
@@ -470,7 +470,7 @@ def delete(
 ) -> None:
     """Delete one entry; exit code 3 when there is none."""
     with _errors(json):
-        with _grid(at) as grid:
+        with _grid(at, timeout) as grid:
             existed = grid.map(map, key=str, value=Any).delete(key, timeout=timeout)
         _print({"map": map, "key": key, "existed": existed}, json, lambda: "")
         if not existed:
@@ -662,10 +662,10 @@ def chaos(
 
 
 @contextmanager
-def _grid(address: str) -> Iterator[Any]:
+def _grid(address: str, timeout: float) -> Iterator[Any]:
     import spacegrid
 
-    with spacegrid.connect_sync(address) as grid:
+    with spacegrid.connect_sync(address, timeout=timeout) as grid:
         yield grid
 
 

@@ -317,7 +317,7 @@ def test_headers_that_say_who_calls_are_taken_from_nobody(cluster: LocalCluster)
 
 
 def test_plain_text_is_no_way_in(cluster: LocalCluster) -> None:
-    with pytest.raises(errors.ConnectionFailed):
+    with pytest.raises(errors.ConnectionFailed, match="a cluster with TLS wants tls="):
         spacegrid.connect_sync(cluster.addresses[0], timeout=2)
     host, port = cluster.nodes["node-1"].address.split(":")
     with socket.create_connection((host, int(port)), timeout=8) as plain:

@@ -80,6 +80,22 @@ def test_nobody_at_the_address_is_an_error_and_no_traceback(run: CliRunner) -> N
     assert result.stderr.startswith(f"error: no node answers at {NOBODY}")
 
 
+def test_a_command_waits_for_a_node_no_longer_than_it_is_told(run: CliRunner) -> None:
+    result = run.invoke(app, ["get", "stock", "tea", "--at", NOBODY, "--timeout", "0.2"])
+    assert result.exit_code == EXIT_FAILED
+    assert "no node answers within 0.2 s" in result.stderr
+
+
+def test_a_unit_that_is_not_here_is_looked_for_by_name(run: CliRunner, tmp_path: Path) -> None:
+    command = ["up", "--nodes", "1", "--port", "0", "--data", str(tmp_path / "space")]
+    for _ in range(2):
+        result = run.invoke(app, [*command, "--unit", "nowhere:Shop"])
+        assert result.exit_code == EXIT_FAILED
+        assert result.stderr.count("error: unit 'nowhere:Shop': can't import 'nowhere'") == 1
+        assert str(Path.cwd()) in result.stderr
+        assert "{" not in result.stderr
+
+
 def test_fresh_deletes_only_what_a_cluster_has_made(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     (folder / "node-1").mkdir(parents=True)

@@ -55,6 +55,8 @@ Duration: TypeAlias = float | timedelta
 Token: TypeAlias = tuple[int, int, bytes, int]
 
 DEFAULT_TIMEOUT_S: Final = 5.0
+_CLOSED_BY_NODE: Final = ("Socket closed", "WRONG_VERSION_NUMBER")
+"""What gRPC says when only one of the two sides speaks TLS."""
 TIMEOUT_S_MAX: Final = 86_400.0
 REQUEST_NUMBER_BASE: Final = 1 << 48
 """Request ids that a user keeps are numbered from here, so that they stay open for as long as the
@@ -363,9 +365,14 @@ def no_connection(
 ) -> errors.ConnectionFailed:
     """The error when no seed answered."""
     shown = "; ".join(reasons.values()) or "no answer in time"
+    hint = "is the cluster up? spacegrid up --nodes 3"
+    if any(closed in shown for closed in _CLOSED_BY_NODE):
+        hint = (
+            "somebody is there and does not speak as this client does; a cluster with TLS wants "
+            "tls= or SPACEGRID_TLS_CA, one without it neither"
+        )
     return errors.ConnectionFailed(
-        f"no node answers within {timeout_ms / 1000:g} s: {shown}\n"
-        "hint: is the cluster up? spacegrid up --nodes 3",
+        f"no node answers within {timeout_ms / 1000:g} s: {shown}\nhint: {hint}",
         addresses=seeds,
     )
 

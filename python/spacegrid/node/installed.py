@@ -36,7 +36,10 @@ def _load(name: str) -> type[Unit]:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise ConfigError(f"unit {name!r}: can't import {module_name!r}: {error}") from error
+        raise ConfigError(
+            f"unit {name!r}: can't import {module_name!r}: {error}\n"
+            f"hint: modules are looked for in this folder ({Path.cwd()}) and on PYTHONPATH"
+        ) from error
     found = getattr(module, class_name, None)
     if found is None:
         raise ConfigError(f"unit {name!r}: module {module_name!r} has no {class_name!r}")

@@ -45,6 +45,7 @@ class Child:
         process: The running process.
         log: Where its stderr goes.
         data: Its data folder.
+        log_start: Where in the log this process began.
         ready: What it said when it was ready: at least `address` and `pid`.
     """
 
@@ -53,6 +54,7 @@ class Child:
     process: subprocess.Popen[bytes]
     log: Path
     data: Path
+    log_start: int = 0
     ready: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -79,10 +81,10 @@ class Child:
         return shlex.join(["spacegrid", *words])
 
     def log_tail(self) -> str:
-        """Last lines of its log."""
+        """Last lines of its log, of this process and not of those before it."""
         with contextlib.suppress(OSError):
-            lines = self.log.read_text(errors="replace").splitlines()
-            return "\n".join(lines[-LOG_TAIL_LINES:])
+            lines = self.log.read_bytes()[self.log_start :].decode(errors="replace").splitlines()
+            return "\n".join(_in_words(line) for line in lines[-LOG_TAIL_LINES:])
         return ""
 
     def kill(self) -> None:
@@ -114,6 +116,14 @@ class Child:
                     stream.close()
 
 
+def _in_words(line: str) -> str:
+    """A line of a log; an error document as a person reads it."""
+    if line.startswith('{"error":'):
+        with contextlib.suppress(ValueError, KeyError):
+            return f"error: {json.loads(line)['message']}"
+    return line
+
+
 def start(
     name: str,
     command: Sequence[str],
@@ -136,6 +146,7 @@ def start(
     data.mkdir(parents=True, exist_ok=True)
     log = data / "log.txt"
     with log.open("ab") as sink:
+        log_start = sink.tell()
         process = subprocess.Popen(
             [str(python or sys.executable), "-m", "spacegrid", *command],
             stdin=subprocess.PIPE,
@@ -145,7 +156,7 @@ def start(
             cwd=cwd,
             env={**os.environ, **(environment or {}), WATCH_PARENT: "1"},
         )
-    return Child(name, list(command), process, log, data)
+    return Child(name, list(command), process, log, data, log_start)
 
 
 def wait_ready(child: Child, timeout_s: float = READY_TIMEOUT_S) -> Child:

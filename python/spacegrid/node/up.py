@@ -54,7 +54,8 @@ def run(settings: ClusterSettings, *, fresh: bool, json: bool) -> int:
     if cluster.secrets is not None:
         _tell_secrets(cluster.secrets, json)
     if not json:
-        _say(f"{len(cluster.nodes)} nodes are ready; Ctrl-C stops them all")
+        ready = "1 node is" if len(cluster.nodes) == 1 else f"{len(cluster.nodes)} nodes are"
+        _say(f"{ready} ready; Ctrl-C stops the cluster")
     gone: set[str] = set()
     while not stop.wait(WATCH_S):
         for name, child in cluster.nodes.items():
