@@ -441,23 +441,42 @@ def put(
 def get(
     map: Annotated[str, typer.Argument(help="Name of the map.")],
     key: Annotated[str, typer.Argument(help="Key.")],
+    read: Annotated[
+        str, typer.Option(help="primary, confirmed (by the copies too) or stale (any copy).")
+    ] = "primary",
+    max_age: Annotated[
+        float | None, typer.Option(help="Seconds that a stale read may be behind; default 10.")
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds to wait.")] = 5.0,
     at: Address = ADDRESS_DEFAULT,
     json: Json = False,
 ) -> None:
-    """Print one entry's value as JSON; exit code 3 when there is none."""
+    """Print one entry's value as JSON; exit code 3 when there is none.
+
+    A stale read says on stderr, or in the document, how old its answer may be.
+    """
+    from spacegrid.client.common import stale_age_ms
+
     with _errors(json):
-        missing = object()
+        stale_age_ms(read, None, max_age)  # before anybody is asked
+        options: dict[str, Any] = {"timeout": timeout, "read": read, "max_age": max_age}
+        if read != "stale":
+            # Else a missing entry and one that is null look alike; a stale answer tells by itself.
+            options["default"] = missing = object()
         with _grid(at, timeout) as grid:
-            value = grid.map(map, key=str, value=Any).get(key, missing, timeout=timeout)
-        if value is missing:
-            _print({"map": map, "key": key, "found": False}, json, lambda: "")
+            value = grid.map(map, key=str, value=Any).get(key, **options)
+        document: dict[str, Any] = {"map": map, "key": key}
+        if read == "stale":
+            document |= {"age_ms": value.age_ms}
+            found, value = value.version != 0, value.value
+            if not json:
+                typer.echo(f"at most {document['age_ms']} ms old", err=True)
+        else:
+            found = value is not missing
+        if not found:
+            _print({**document, "found": False}, json, lambda: "")
             raise typer.Exit(EXIT_NOTHING)
-        _print(
-            {"map": map, "key": key, "found": True, "value": value},
-            json,
-            lambda: _json_text(value),
-        )
+        _print({**document, "found": True, "value": value}, json, lambda: _json_text(value))
 
 
 @app.command()

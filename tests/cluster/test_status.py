@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 import spacegrid
+from spacegrid.cli import app
+from spacegrid.cli_output import EXIT_FAILED, EXIT_NOTHING
 from spacegrid.machine.leases import GRANTED_MS
 from spacegrid.node import report
 from spacegrid.testing import LocalCluster
+from typer.testing import CliRunner
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -87,6 +90,30 @@ def shown(*arguments: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
+def check_reads(address: str) -> None:
+    """`spacegrid get` at a node that is the only copy: what each way to read gives there."""
+
+    def get(key: str, *options: str) -> tuple[int, str, str]:
+        command = ["get", "stock", key, "--at", address, "--timeout", "5", *options]
+        result = CliRunner().invoke(app, command)
+        return result.exit_code, result.stdout, result.stderr
+
+    assert get("7") == (0, "7\n", "")
+    assert get("7", "--read", "primary", "--json")[1] == (
+        '{"map":"stock","key":"7","found":true,"value":7}\n'
+    )
+    code, text, told = get("7", "--read", "stale")
+    assert (code, text) == (0, "7\n")
+    assert told.startswith("at most ")
+    found = json.loads(get("7", "--read", "stale", "--max-age", "60", "--json")[1])
+    assert 0 <= found.pop("age_ms") <= 60_000
+    assert found == {"map": "stock", "key": "7", "found": True, "value": 7}
+    assert get("none", "--read", "stale")[0] == EXIT_NOTHING
+    code, text, told = get("7", "--read", "confirmed", "--timeout", "0.5")
+    assert (code, text) == (EXIT_FAILED, ""), "too few copies to confirm it"
+    assert told.startswith("error: ")
+
+
 def test_what_nobody_serves_names_the_node_to_start_and_is_served_once_it_is(
     start_cluster: Callable[..., LocalCluster],
 ) -> None:
@@ -100,6 +127,7 @@ def test_what_nobody_serves_names_the_node_to_start_and_is_served_once_it_is(
         lambda: all(list(line.in_sync) == ["node-2"] for line in cluster.partitions()),
         "node-2 to go on alone",
     )
+    check_reads(cluster.nodes["node-2"].address)
     cluster.kill("node-2")
     address = cluster.restart("node-1").address
     line = (

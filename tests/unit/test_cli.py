@@ -86,6 +86,21 @@ def test_a_command_waits_for_a_node_no_longer_than_it_is_told(run: CliRunner) ->
     assert "no node answers within 0.2 s" in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--read", "any"], "read is 'any', must be 'primary', 'confirmed' or 'stale'"),
+        (["--max-age", "2"], "max_age goes with read='stale' only"),
+    ],
+)
+def test_a_way_to_read_that_is_none_is_refused(
+    run: CliRunner, options: list[str], says: str
+) -> None:
+    result = run.invoke(app, ["get", "stock", "tea", "--at", NOBODY, *options])
+    assert result.exit_code == EXIT_USAGE
+    assert says in result.stderr
+
+
 def test_a_unit_that_is_not_here_is_looked_for_by_name(run: CliRunner, tmp_path: Path) -> None:
     command = ["up", "--nodes", "1", "--port", "0", "--data", str(tmp_path / "space")]
     for _ in range(2):
