@@ -7,6 +7,7 @@ after one came in.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from spacegrid.machine.table import State
@@ -17,6 +18,7 @@ from .schedule import MS, SECOND
 if TYPE_CHECKING:
     from spacegrid.machine.table import PartitionEntry
 
+    from .machine import Machine
     from .node import NodeProcess
 
 
@@ -60,8 +62,9 @@ class BlackoutFaults(Faults):
         if victim.incarnation in entry.in_sync:
             self.world.schedule.after(10 * MS, self._await_removal, partition, victim, looks - 1)
             return
-        # Until then what waited for its disk goes on.
-        self.world.schedule.after(self.random.uniform(20, 200) * MS, self._go_dark, 200)
+        # Until then what waited for its disk goes on. It does nothing any more, and ends last.
+        delay = self.random.uniform(20, 200) * MS
+        self.world.schedule.after(delay, self._go_dark, 200, victim)
 
     def _darken(self, before: PartitionEntry, after: PartitionEntry) -> None:
         """A copy has come in: the primary ends, and as soon as that is known all end."""
@@ -80,16 +83,24 @@ class BlackoutFaults(Faults):
         entries = self.world.coordination.state.table.entries
         return all(entry.state is State.OK and live.issuperset(entry.in_sync) for entry in entries)
 
-    def _go_dark(self, tries: int) -> None:
+    def _go_dark(self, tries: int, last: NodeProcess | None = None) -> None:
         if not self.on or tries == 0:
             return
         if not self._all_served():
-            self.world.schedule.after(5 * MS, self._go_dark, tries - 1)
+            self.world.schedule.after(5 * MS, self._go_dark, tries - 1, last)
             return
         world = self.world
         world.schedule.trace("blackout")
         world.dark_us.append(world.schedule.now_us)
         for machine in world.machines:
-            machine.crash()
-            # Some are back before the coordinator has noticed that all have ended.
-            self.later(self.random.choice([1, 100]), machine.start)
+            if last is not None and machine.process is last:
+                self.later(100, partial(self._end, machine))
+            else:
+                self._end(machine)
+
+    def _end(self, machine: Machine) -> None:
+        if not self.on:
+            return
+        machine.crash()
+        # Some are back before the coordinator has noticed that all have ended.
+        self.later(self.random.choice([1, 100]), machine.start)

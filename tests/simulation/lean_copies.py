@@ -149,8 +149,8 @@ def orphaned(random: Random) -> dict[str, object]:
     return {
         "nodes": 4,
         "partitions": 1,
-        "local_disk": random.random() < 0.4,
-        "blackouts": random.choice([0.0, 0.15]),
+        "local_disk": random.random() < 0.5,
+        "blackouts": random.choice([0.0, 0.4, 0.4]),
         "new_disks": 0.0,
         "copies": random.choice([2, 3, 3, 3]),
         "min_in_sync": 2,

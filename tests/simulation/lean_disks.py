@@ -38,19 +38,21 @@ def sparse(random: Random) -> dict[str, object]:
 
 def dark(random: Random) -> dict[str, object]:
     """All nodes end at once, again and again, and are back before their ends are noticed."""
-    # With no other node to join a copy that was taken out may be gone on with for longer.
-    copies = random.choice([2, 2, 3])
-    nodes = 3 if copies == 3 else random.randint(3, 5)
+    # Just after a copy came in; or after one was taken out, which then may be gone on with for as
+    # long as no other node is there to join.
+    few = random.random() < 0.5
+    copies = 3 if few else 2
     return {
-        "nodes": nodes,
+        "nodes": 3 if few else random.randint(3, 5),
         "copies": copies,
         "min_in_sync": copies,
         "partitions": random.choice([3, 5, 8]),
         "local_disk": True,
         "slow_disks": random.choice([0.0, 0.3, 0.5]),
-        "removals": random.choice([0.0, 0.5]),
-        "darkens": random.choice([0.0, 0.2]),
-        "shared_sink": random.random() < 0.5,
+        "removals": 0.9 if few else 0.0,
+        "darkens": 0.0 if few else random.choice([0.0, 0.2]),
+        "write_ms": random.choice([50.0, 200.0]),
+        "shared_sink": random.random() < 0.7,
         "persisted_rate": 0.3,
         "blackouts": random.choice([0.5, 1.0]),
         "new_disks": 0.0,
@@ -60,8 +62,8 @@ def dark(random: Random) -> dict[str, object]:
         "seconds": random.choice([6.0, 10.0]),
         "timeout_ms": random.choice([400, 1_500]),
         "value_bytes": 10,
-        "notice_ms": random.choice([1.0, 10.0, 60.0, 200.0]),
-        "crashes": random.choice([0.3, 1.0]),
+        "notice_ms": random.choice([60.0, 200.0] if few else [1.0, 60.0]),
+        "crashes": random.choice([0.0, 0.3] if few else [0.3, 1.0]),
         "pauses": random.choice([0.0, 0.5]),
         "pause_ms": random.choice([300.0, 1_500.0]),
         "cuts": random.choice([0.0, 0.3]),

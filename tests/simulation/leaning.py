@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 class LeaningFaults(OrphanFaults, CutOffFaults, BlackoutFaults):
     """All faults."""
 
+    def _blackout(self) -> str:
+        """Not around an orphan: what becomes of that one is to be seen first."""
+        return "" if self._under_way else super()._blackout()
+
     def _slow(self) -> str:
         """One way between a primary and somebody who needs it takes long."""
         world, random = self.world, self.random

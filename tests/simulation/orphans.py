@@ -52,7 +52,7 @@ class OrphanFaults(Faults):
 
     def __init__(self, world: World) -> None:
         super().__init__(world)
-        #: Partitions that are made orphans now.
+        #: Partitions that are made orphans now, or were a moment ago.
         self._under_way: set[int] = set()
 
     def _orphan(self) -> str:
@@ -111,7 +111,9 @@ class OrphanFaults(Faults):
             after(300 * MS, self._look, orphan)
 
     def _over(self, orphan: Orphan) -> None:
-        self._under_way.discard(orphan.partition)
+        # What the last complete copy alone had persisted its heir has in memory at first, and on
+        # its disk a while later (docs/RELIABILITY.md, known limits).
+        self.world.schedule.after(3 * SECOND, self._under_way.discard, orphan.partition)
         if orphan.spare is not None:
             orphan.spare.start()
 
