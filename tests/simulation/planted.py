@@ -32,6 +32,7 @@ from spacegrid.machine.term import HeldTerm
 CORE = {
     "persisted-before-fsync": "a follower says what its own disk has fsynced, and no more",
     "persisted-by-one-disk": "persisted is what every complete copy has fsynced",
+    "persisted-without-a-tail": "so has a copy that is about to be in sync",
     "persisted-is-ignored": "a persisted answer waits for the disks",
     "disk-news-not-asked-again": "a copy that has said nothing of its disk is asked",
     "predecessor-ignored": "* an append must follow the receiver's own log",
@@ -156,6 +157,23 @@ def _unheard_disk_counts() -> None:
     survival._recover = loose
 
 
+def _unheard_copy_serves() -> None:
+    promote, recover = survival._promote, survival._recover
+    unheard: frozenset[int] = frozenset()
+
+    def loose(draft: Draft, entry: PartitionEntry) -> None:
+        nonlocal unheard
+        unheard, draft.unheard = draft.unheard, frozenset()
+        promote(draft, entry)
+        draft.unheard = unheard
+
+    def strict(draft: Draft, entry: PartitionEntry) -> State:
+        draft.unheard = unheard
+        return recover(draft, entry)
+
+    survival._promote, survival._recover = loose, strict
+
+
 def _own_store_is_past() -> None:
     def loose(self: Table, copy: int, _store: bytes, alive: Any) -> set[int]:
         entries = [entry for entry in self.entries if entry.primary in alive]
@@ -186,6 +204,10 @@ MACHINES: dict[str, tuple[str, Callable[[], None]]] = {
         _unnoticed_end_is_life,
     ),
     "unheard-disk-counts": ("a disk counts once its node was heard", _unheard_disk_counts),
+    "unheard-copy-serves": (
+        "a fresh controller goes on with no copy that it has not heard",
+        _unheard_copy_serves,
+    ),
     "own-store-is-past": (
         "a store is not of the past while the table names a copy that had it",
         _own_store_is_past,

@@ -31,6 +31,7 @@ pub enum Bug {
     PersistedBeforeFsync,
     PersistedByOneDisk,
     PersistedIsIgnored,
+    PersistedWithoutATail,
     PredecessorIgnored,
     RecoveredUnread,
     RecoveryIgnoresPredecessor,
@@ -49,7 +50,7 @@ pub enum Bug {
 
 /// Name and bug.
 #[cfg(feature = "planted")]
-pub const ALL: [(&str, Bug); 37] = [
+pub const ALL: [(&str, Bug); 38] = [
     ("answer-before-commit", Bug::AnswerBeforeCommit),
     ("asked-copy-does-not-count", Bug::AskedCopyDoesNotCount),
     ("ack-what-is-not-verified", Bug::AckWhatIsNotVerified),
@@ -73,6 +74,7 @@ pub const ALL: [(&str, Bug); 37] = [
     ("persisted-before-fsync", Bug::PersistedBeforeFsync),
     ("persisted-by-one-disk", Bug::PersistedByOneDisk),
     ("persisted-is-ignored", Bug::PersistedIsIgnored),
+    ("persisted-without-a-tail", Bug::PersistedWithoutATail),
     ("predecessor-ignored", Bug::PredecessorIgnored),
     ("recovered-unread", Bug::RecoveredUnread),
     ("recovery-ignores-predecessor", Bug::RecoveryIgnoresPredecessor),

@@ -151,7 +151,8 @@ impl Follower {
 
     /// Whether it is asked what its disk has: a complete copy, and one that is about to be in sync.
     pub fn vouches(&self) -> bool {
-        self.kind == Kind::InSync || (self.kind == Kind::Tail && self.complete)
+        let whole_tail = self.kind == Kind::Tail && self.complete;
+        self.kind == Kind::InSync || (whole_tail && !planted(Bug::PersistedWithoutATail))
     }
 
     /// Whether its snapshot is on its own disk, where the copies have disks.
