@@ -154,10 +154,14 @@ class Audit:
             return
         if not self.world.dark_us:
             self.violation(f"begins again from disk while nobody had to: {old} -> {new}")
+        stored = self.world.coordination.stored
+        unbegun = [copy for copy in new.in_sync if copy not in stored]
+        if unbegun:
+            self.violation(f"{unbegun} are named for their disks and never began: {old} -> {new}")
         found = {
             (item.epoch, item.sequence)
             for copy in new.in_sync
-            for item in self.world.coordination.stored[copy]
+            for item in stored[copy]
             if item.partition == new.partition
         }
         if len(found) != 1:
