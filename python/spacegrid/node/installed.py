@@ -25,10 +25,15 @@ def load_units(names: Iterable[str]) -> list[type[Unit]]:
     Raises:
         ConfigError: A module or class is not there, or the class is no unit.
     """
+    look_here()
+    return [_load(name) for name in names]
+
+
+def look_here() -> None:
+    """Find modules of the current folder, which an installed command does not by itself."""
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.insert(0, here)
-    return [_load(name) for name in names]
 
 
 def _load(name: str) -> type[Unit]:

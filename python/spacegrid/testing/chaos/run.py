@@ -24,6 +24,7 @@ from typing import Any, Final
 import spacegrid
 from spacegrid.client.asynchronous import AsyncGrid
 from spacegrid.errors import ConfigError, SpaceGridError
+from spacegrid.node.installed import look_here
 from spacegrid.testing.chaos.nemesis import MEMORY_ONLY, NEMESES, Scene, chosen
 from spacegrid.testing.chaos.recorder import GIVE_UP_S, Recorder
 from spacegrid.testing.chaos.workload import Mixed, Workload
@@ -308,7 +309,7 @@ def _kind(text: str) -> str:
 
 
 def load_workload(name: str) -> Workload:
-    """Make the workload of a name, `module:Class`; empty: `Mixed`.
+    """Make the workload of a name, `module:Class`, also of this folder; empty: `Mixed`.
 
     Raises:
         ConfigError: There is none.
@@ -318,6 +319,7 @@ def load_workload(name: str) -> Workload:
     module, colon, kind = name.partition(":")
     if not (colon and module and kind.isidentifier()):
         raise ConfigError(f"workload {name!r} is not module:Class")
+    look_here()
     try:
         made: Any = getattr(import_module(module), kind)()
     except (ImportError, AttributeError) as error:
