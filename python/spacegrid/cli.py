@@ -501,13 +501,13 @@ def delete(
 
 @app.command()
 def status(at: Address = ADDRESS_DEFAULT, json: Json = False) -> None:
-    """Show nodes, primaries, copies, repair and pump lag; exit code 1 when some are unserved."""
+    """Show nodes, primaries, copies, repair and pump lag; exit code 1 when not all is served."""
     from spacegrid.node import report
 
     with _errors(json):
         document = report.cluster_status(at)
         _print(document, json, lambda: report.status_text(document))
-        if document["unserved"]:
+        if document["unserved"] or not document["answers"]:
             raise typer.Exit(EXIT_FAILED)
 
 

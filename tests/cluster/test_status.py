@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -112,6 +114,30 @@ def check_reads(address: str) -> None:
     code, text, told = get("7", "--read", "confirmed", "--timeout", "0.5")
     assert (code, text) == (EXIT_FAILED, ""), "too few copies to confirm it"
     assert told.startswith("error: ")
+
+
+def test_a_coordinator_that_hangs_is_shown_by_nodes_without_leases(
+    start_cluster: Callable[..., LocalCluster],
+) -> None:
+    cluster = start_cluster(nodes=2, partitions=4)
+    asked = cluster.nodes["node-1"].address
+    cluster.wait_for(lambda: shown("status", "--at", asked)[0] == 0, "everything to be served")
+    assert cluster.coordinator is not None
+    coordinator = cluster.coordinator.pid
+    os.kill(coordinator, signal.SIGSTOP)
+    try:
+        cluster.wait_for(
+            lambda: not status(cluster, "node-1")["answers"], "the leases of both to end"
+        )
+        code, text = shown("status", "--at", asked)
+    finally:
+        os.kill(coordinator, signal.SIGCONT)
+    assert code == 1
+    assert text.rstrip().endswith(
+        "can answer stale reads only; hint: does the coordinator answer?"
+    ), text
+    assert "NO LEASE: node-" in text
+    cluster.wait_for(lambda: shown("status", "--at", asked)[0] == 0, "leases to be given again")
 
 
 def test_what_nobody_serves_names_the_node_to_start_and_is_served_once_it_is(

@@ -25,6 +25,11 @@ def cluster_status(address: str) -> dict[str, Any]:
     reply, details = _ask_all(address)
     controller = _newest([reply, *(own for own in details if own is not None)])
     suspects = {suspect.incarnation: suspect.why for suspect in controller.suspects}
+    nodes = [
+        _node(node, own.self if own else None, controller, suspects)
+        for node, own in zip(reply.nodes, details, strict=True)
+    ]
+    leases = {node["name"]: node["lease"]["left_ms"] for node in nodes if node["lease"]}
     return {
         "cluster_id": reply.cluster_id.hex(),
         "revision": reply.revision,
@@ -42,10 +47,10 @@ def cluster_status(address: str) -> dict[str, Any]:
             "term": controller.term,
             "answers": controller.here,
         },
-        "nodes": [
-            _node(node, own.self if own else None, controller, suspects)
-            for node, own in zip(reply.nodes, details, strict=True)
-        ],
+        "nodes": nodes,
+        "without_lease": [name for name, left_ms in leases.items() if not left_ms],
+        # A node alone needs no lease.
+        "answers": not leases or any(leases.values()),
     }
 
 
@@ -154,6 +159,11 @@ def status_text(document: dict[str, Any]) -> str:
         if document[state]
     ]
     lines += waiting_text(document["waiting"], document["unserved"])
+    if document["without_lease"]:
+        hint = "" if document["answers"] else "; hint: does the coordinator answer?"
+        lines.append(
+            f"NO LEASE: {', '.join(document['without_lease'])} can answer stale reads only{hint}"
+        )
     return "\n".join(lines)
 
 
