@@ -854,7 +854,14 @@ class Client:
         """Queue a get; returns its number. The deadline counts from the next take_frames() or
         expire(). `confirmed`: answered once the copies have confirmed the primary."""
 
-    def get_entry(self, map: int, key: bytes | str, waiter: object, timeout_ms: int) -> int:
+    def get_entry(
+        self,
+        map: int,
+        key: bytes | str,
+        waiter: object,
+        timeout_ms: int,
+        confirmed: bool = False,
+    ) -> int:
         """As get(), but on_frame_futures() always returns its completion: the caller wants the
         version too."""
 

@@ -33,6 +33,10 @@ def test_a_stale_read_has_the_value_and_says_how_old_it_may_be(blocking: Grid) -
     seen: Stale[Stock] = stock.get("tea", read="stale")
     assert seen == Stale(Stock(3), seen.age_ms, version)
     assert 0 <= seen.age_ms < 10_000
+    entry: Stale[Stock] = stock.get_entry("tea", read="stale", max_age=5)
+    assert (entry.value, entry.version) == (Stock(3), version)
+    with pytest.raises(errors.ConfigError, match="max_age goes with"):
+        stock.get_entry("tea", max_age=5)  # type: ignore[call-overload]
     missing = stock.get("milk", read="stale")
     assert missing == Stale(None, missing.age_ms, 0)
     many: dict[str, Stale[Stock]] = stock.get_many(["tea", "milk"], read="stale")
@@ -47,6 +51,10 @@ async def test_the_asyncio_face_answers_the_same() -> None:
         seen: Stale[Stock] = await stock.get("tea", read="stale", max_age=5)
         assert seen == Stale(Stock(3), seen.age_ms, version)
         assert (await stock.get("milk", read="stale")).value is None
+        entry: Stale[Stock] = await stock.get_entry("tea", read="stale", max_age=5)
+        assert (entry.value, entry.version) == (Stock(3), version)
+        with pytest.raises(errors.ConfigError, match="max_age goes with"):
+            stock.get_entry("tea", max_age=5)  # type: ignore[call-overload]
         many = await stock.get_many(["milk", "tea"], read="stale")
         assert [one.value for one in many.values()] == [None, Stock(3)]
         assert await stock.get_many([], read="stale") == {}

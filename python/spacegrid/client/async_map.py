@@ -188,14 +188,42 @@ class AsyncMap(Generic[K, V]):
         self._queue(session.core.get, self._key(key), reply, timeout_ms, read == "confirmed")
         return reply
 
+    @overload
     def get_entry(
-        self, key: K, *, timeout: Duration | None = None
-    ) -> asyncio.Future[Entry[V] | None]:
-        """Return value and version, or None when there is no entry."""
+        self, key: K, *, timeout: Duration | None = None, read: FromPrimary = "primary"
+    ) -> asyncio.Future[Entry[V] | None]: ...
+    @overload
+    def get_entry(
+        self,
+        key: K,
+        *,
+        timeout: Duration | None = None,
+        read: Literal["stale"],
+        max_age: Duration | None = None,
+    ) -> asyncio.Future[Stale[V]]: ...
+    def get_entry(
+        self,
+        key: K,
+        *,
+        timeout: Duration | None = None,
+        read: ReadFrom = PRIMARY,
+        max_age: Duration | None = None,
+    ) -> asyncio.Future[Any]:
+        """Return value and version, or None when there is no entry.
+
+        Args:
+            key: The key.
+            timeout: Seconds.
+            read: As for `get`; a stale read's `Stale` has the version too.
+            max_age: As for `get`.
+        """
+        if read == "stale":
+            return self._get_slowly(key, None, timeout, read, max_age)
+        stale_age_ms(read, None, max_age)
         session = self._session
         timeout_ms = self._begin(timeout)
         reply: Reply[Entry[V] | None] = Reply(session.loop, self._read_entry, raw=True)
-        self._queue(session.core.get_entry, self._key(key), reply, timeout_ms)
+        self._queue(session.core.get_entry, self._key(key), reply, timeout_ms, read == "confirmed")
         return reply
 
     def _read_stale(self, reply: tuple[bytes, int, int]) -> Stale[V]:

@@ -143,10 +143,43 @@ class BlockingMap(Generic[K, V]):
             raise self._session.failure(waiter)
         return self.spec.value_codec.decode(waiter.value, waiter.codec)
 
-    def get_entry(self, key: K, *, timeout: Duration | None = None) -> Entry[V] | None:
-        """Return value and version, or None when there is no entry."""
-        core = self._session.core
-        waiter = self._session.run(core.get, self._index, (self._key(key),), timeout)
+    @overload
+    def get_entry(
+        self, key: K, *, timeout: Duration | None = None, read: FromPrimary = "primary"
+    ) -> Entry[V] | None: ...
+    @overload
+    def get_entry(
+        self,
+        key: K,
+        *,
+        timeout: Duration | None = None,
+        read: Literal["stale"],
+        max_age: Duration | None = None,
+    ) -> Stale[V]: ...
+    def get_entry(
+        self,
+        key: K,
+        *,
+        timeout: Duration | None = None,
+        read: ReadFrom = PRIMARY,
+        max_age: Duration | None = None,
+    ) -> Any:
+        """Return value and version, or None when there is no entry.
+
+        Args:
+            key: The key.
+            timeout: Seconds.
+            read: As for `get`; a stale read's `Stale` has the version too.
+            max_age: As for `get`.
+
+        Raises:
+            TooStale: As for `get`.
+        """
+        if read == "stale":
+            return self.get(key, timeout=timeout, read=read, max_age=max_age)
+        stale_age_ms(read, None, max_age)
+        core, options = self._session.core, (read == "confirmed",)
+        waiter = self._session.run(core.get, self._index, (self._key(key),), timeout, options)
         if waiter.status == Status.MISS:
             return None
         if waiter.status != Status.OK:

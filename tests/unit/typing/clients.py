@@ -6,7 +6,7 @@ from typing import Any, assert_type
 
 import msgspec
 import spacegrid
-from spacegrid import AsyncGrid, AsyncMap, BlockingMap, Entry, Grid, Map, Unit, handler
+from spacegrid import AsyncGrid, AsyncMap, BlockingMap, Entry, Grid, Map, Stale, Unit, handler
 
 
 class Stock(msgspec.Struct):
@@ -38,6 +38,8 @@ async def asynchronous(grid: AsyncGrid) -> None:
     assert_type(stock.get("tea"), asyncio.Future[Stock | None])
     assert_type(await stock.get("tea", 0), Stock | int)
     assert_type(await stock.get_entry("tea"), Entry[Stock] | None)
+    assert_type(await stock.get_entry("tea", read="confirmed"), Entry[Stock] | None)
+    assert_type(await stock.get_entry("tea", read="stale"), Stale[Stock])
     assert_type(await stock.put("tea", Stock(1)), int)
     assert_type(await stock.put("tea", Stock(1), if_absent=True), bool)
     assert_type(await stock.get_many(["tea"]), dict[str, Stock])
@@ -56,6 +58,8 @@ def blocking(grid: Grid) -> None:
     assert_type(stock, BlockingMap[str, Stock])
     assert_type(stock["tea"], Stock)
     assert_type(stock.get("tea"), Stock | None)
+    assert_type(stock.get_entry("tea", read="confirmed"), Entry[Stock] | None)
+    assert_type(stock.get_entry("tea", read="stale"), Stale[Stock])
     assert_type(stock.put("tea", Stock(1), if_absent=True), bool)
     assert_type(stock.items(), Iterator[tuple[str, Stock]])
     assert_type(grid.call(Shop.buy, "tea"), bool)

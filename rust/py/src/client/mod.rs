@@ -135,14 +135,16 @@ impl PyClient {
         self.queue(&request, waiter, timeout_ms)
     }
 
+    #[pyo3(signature = (map, key, waiter, timeout_ms, confirmed=false))]
     fn get_entry(
         &mut self,
         map: u16,
         key: &Bound<'_, PyAny>,
         waiter: Py<PyAny>,
         timeout_ms: u64,
+        confirmed: bool,
     ) -> PyResult<u64> {
-        let request = Request::new(Opcode::Get, map, key_bytes(key)?, &[]);
+        let request = Request::new(Opcode::Get, map, key_bytes(key)?, &[]).confirmed(confirmed);
         self.core.queue(&request, Waiter::Shell(waiter), timeout_ms).map_err(refused)
     }
 
