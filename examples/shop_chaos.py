@@ -1,6 +1,7 @@
 """Chaos on a unit of your own: sell the shop empty while nodes are killed, cut off and restarted.
 
-cd examples && spacegrid chaos --unit shop:Shop --workload shop_chaos:Sales --cycles 5
+cd examples
+spacegrid chaos --unit shop:Shop --workload shop_chaos:Sales --nemesis kill,cut,pause --cycles 5
 """
 
 from random import Random
