@@ -349,6 +349,7 @@ def test_no_copy_is_dropped_for_one_that_has_ended_meanwhile() -> None:
 
 def test_copies_that_one_write_removes_are_all_remembered() -> None:
     desk = Desk(2, 3, 4, in_sync=(2, 3, 4), min_in_sync=2)
+    desk.beat(2)
     desk.handle(ChangesRequested((Change(0, 3, 9, ChangeKind.SHRINK, 4),), sender=2))
     desk.handle(RegistrationsChanged(nodes(2, 4)))
     assert not desk.accept().entries, "the first write of a controller says nothing"

@@ -101,7 +101,26 @@ def test_nodes_that_end_unheard_were_restarted_with_all_others() -> None:
     desk.handle(Heartbeat(5, 1, (1, 1, 1)))
     assert desk.entry.state is State.UNAVAILABLE, "3 may be there, and then the cluster went on"
     desk.ended(3, alive=(node(4, 1, 50), node(5, 2, 51)))
+    assert desk.entry.state is State.RECOVERING
+    desk.handle(Heartbeat(4, 1, (1, 1, 1)))
     assert (desk.entry.state, desk.entry.in_sync, desk.entry.epoch) == (State.OK, (5,), 4)
+
+
+def test_a_copy_whose_end_is_noticed_first_is_asked_for_its_disk_all_the_same() -> None:
+    # 2 was taken in again shortly before, and has not on disk what was persisted without it.
+    desk = Desk(TABLE, node(2), node(3), node(4, 1, 60))
+    assert desk.entry.in_sync == (1, 2), "2 may have ended with it"
+    assert desk.entry.joining == (), "whoever joins forgets what its disk has"
+    desk.ended(2, 3, alive=(node(4, 1, 60), node(5, 2, 51)))
+    desk.handle(Heartbeat(5, 1, (1, 1, 1)))
+    desk.handle(Heartbeat(4, 1, (1, 1, 1)))
+    assert (desk.entry.state, desk.entry.in_sync) == (State.OK, (4,))
+
+
+def test_a_primary_that_is_heard_goes_on_without_the_copy_that_ended() -> None:
+    desk = Desk()
+    desk.handle(Heartbeat(2, 1, (1, 1, 1)))
+    assert (desk.entry.primary, desk.entry.in_sync) == (2, (2,))
 
 
 def test_the_disk_that_is_not_back_yet_is_waited_for() -> None:
@@ -111,12 +130,15 @@ def test_the_disk_that_is_not_back_yet_is_waited_for() -> None:
     desk.handle(RegistrationsChanged((node(4, 1, 50), node(5, 2, 51))))
     assert desk.entry.state is State.RECOVERING, "it may not have loaded it, or be gone again"
     desk.handle(Heartbeat(5, 1, (1, 1, 1)))
+    assert desk.entry.state is State.RECOVERING, "the other one as well"
+    desk.handle(Heartbeat(4, 1, (1, 1, 1)))
     assert (desk.entry.state, desk.entry.in_sync) == (State.OK, (5,))
 
 
 def test_what_crashes_after_the_restart_is_not_taken_from_disk() -> None:
     desk = Desk()
     desk.ended(2, 3, alive=(node(4, 1, 50), node(5, 2, 51)))
+    desk.handle(Heartbeat(4, 1, (1, 1, 1)))
     desk.handle(Heartbeat(5, 1, (1, 1, 1)))
     assert desk.entry.in_sync == (5,)
     desk.stores(CopyStore(5, STORES[2]), CopyStore(4, STORES[1]))

@@ -62,8 +62,10 @@ def step(draft: Draft, goal: Mapping[int, Goal], motion_max: int) -> None:
         wanted = goal.get(entry.partition)
         if not wanted or entry.state is not State.OK or _is_there(entry, wanted):
             continue
-        if entry.primary not in draft.nodes.live:
-            continue  # It is about to be deposed: nothing can be asked of it.
+        if entry.primary not in draft.nodes.live or entry.primary in draft.unheard:
+            # It is about to be deposed, or may be: nothing can be asked of it, and a node that has
+            # one of its copies on disk would forget that to join.
+            continue
         off.append(entry)
         motion += _moves(entry, wanted)
     for entry in off:

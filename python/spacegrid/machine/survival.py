@@ -43,7 +43,10 @@ def settle(draft: Draft) -> None:
                     _readmit(draft, entry)
                 continue
             if entry.primary in live:
-                _keep(draft, entry, live)
+                # One that was not heard may have ended with the others: then all their disks are
+                # asked, so none of them is taken out before.
+                if entry.primary not in draft.unheard:
+                    _keep(draft, entry, live)
                 continue
             if draft.answering(entry.primary):
                 draft.waits.add(entry.primary)
