@@ -12,6 +12,7 @@ from random import Random
 import pytest
 from spacegrid.client.asynchronous import AsyncGrid
 from spacegrid.testing import ChaosOptions, ChaosRun, Recorder, Violation
+from spacegrid.testing.chaos.nemesis import chosen
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -105,6 +106,12 @@ def test_ctrl_c_ends_a_run_with_nothing_left_behind(tmp_path: Path) -> None:
     assert run.returncode == 130, shown + logs
     assert "chaos: interrupted" in shown
     assert json.loads(report.read_text())["interrupted"] is True
+
+
+def test_data_is_lost_for_good_only_where_the_check_expects_that_or_it_is_asked_for() -> None:
+    assert "both-copies" in chosen((), may_lose=True)
+    assert "both-copies" not in chosen((), may_lose=False)
+    assert chosen(("both-copies",), may_lose=False) == ("both-copies",)
 
 
 def test_a_nemesis_that_does_not_exist_is_refused() -> None:

@@ -304,11 +304,16 @@ NEMESES: Final[dict[str, Nemesis]] = {
 }
 
 MEMORY_ONLY: Final = ("both-copies",)
-"""Nemeses that need a cluster which keeps nothing on disk."""
+"""Nemeses that need a cluster which keeps nothing on disk, and lose data for good."""
 
 
-def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
+def chosen(names: tuple[str, ...], *, may_lose: bool) -> tuple[str, ...]:
     """The nemeses of these names; all where none is named.
+
+    Args:
+        names: As they were asked for.
+        may_lose: Whether the workload's check knows of data that is gone for good, and says so. One
+            that does not is given such a nemesis only by its name.
 
     Raises:
         ConfigError: There is none of a name.
@@ -316,4 +321,4 @@ def chosen(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if name not in NEMESES:
             raise ConfigError(f"nemesis {name!r} is not one of {', '.join(NEMESES)}")
-    return names or tuple(NEMESES)
+    return names or tuple(name for name in NEMESES if may_lose or name not in MEMORY_ONLY)

@@ -109,7 +109,7 @@ class ChaosRun:
     """
 
     def __init__(self, options: ChaosOptions, progress: Progress | None = None) -> None:
-        chosen(options.nemesis)
+        self._nemeses = chosen(options.nemesis, may_lose=not options.workload)
         if options.coordinator not in COORDINATORS:
             raise ConfigError(f"coordinator {options.coordinator!r} is not one of {COORDINATORS}")
         seed = Random().randrange(1 << 32) if options.seed is None else options.seed
@@ -272,7 +272,7 @@ class ChaosRun:
     def _draw(self) -> str:
         """The next nemesis: all in a random order, then all in another."""
         if not self._deck:
-            self._deck = list(chosen(self.options.nemesis))
+            self._deck = list(self._nemeses)
             self._random.shuffle(self._deck)
         return self._deck.pop()
 
