@@ -92,6 +92,8 @@ class BlackoutFaults(Faults):
         world = self.world
         world.schedule.trace("blackout")
         world.dark_us.append(world.schedule.now_us)
+        if last is not None:
+            last.pause(stale=False, for_good=True)
         for machine in world.machines:
             if last is not None and machine.process is last:
                 self.later(100, partial(self._end, machine))

@@ -68,6 +68,7 @@ class Process:
         self.clock = clock
         self.dead = False
         self.paused = False
+        self._paused_for_good = False
         self.stale: tuple[int, int] | None = None
         self.countdown = -1
         self.strike: Callable[[], None] = self._nothing
@@ -121,13 +122,15 @@ class Process:
                         continue
             act(*args)
 
-    def pause(self, *, stale: bool, clocks: bool = False) -> None:
+    def pause(self, *, stale: bool, clocks: bool = False, for_good: bool = False) -> None:
         """Stop executing.
 
         Args:
             stale: It had just read its clocks, and will act on that when it goes on.
             clocks: They stand still meanwhile.
+            for_good: It ends without going on, whatever paused it before.
         """
+        self._paused_for_good |= for_good
         if self.dead or self.paused:
             return
         self.paused = True
@@ -136,9 +139,14 @@ class Process:
         if stale:
             self.stale = (self.clock.boot_ms(), self.clock.wall_ms())
 
-    def resume(self) -> None:
-        """Go on with all that has come in meanwhile."""
-        if self.dead or not self.paused:
+    def resume(self, *, heal: bool = False) -> None:
+        """Go on with all that has come in meanwhile.
+
+        Args:
+            heal: Faults are over, also the one that it was to end by.
+        """
+        self._paused_for_good &= not heal
+        if self.dead or not self.paused or self._paused_for_good:
             return
         self.paused = False
         self.clock.go_on()

@@ -136,7 +136,7 @@ class World:
         for machine in self.machines:
             if machine.process is not None:
                 machine.process.countdown = -1
-                machine.process.resume()
+                machine.process.resume(heal=True)
         for place, machine in enumerate(self.machines):
             # What is on the disk of a node that was added and has ended may be the only copy.
             if place < self.options.nodes or machine.disk is not None:
