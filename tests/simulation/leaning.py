@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class LeaningFaults(OrphanFaults, CutOffFaults, BlackoutFaults):
     """All faults."""
 
+    _apart_until_us: float = 0
+
     def _blackout(self) -> str:
         """Not around an orphan: what becomes of that one is to be seen first."""
         return "" if self._under_way else super()._blackout()
@@ -120,23 +122,37 @@ class LeaningFaults(OrphanFaults, CutOffFaults, BlackoutFaults):
     def _freeze(self) -> str:
         """A primary's machine stands still, clocks and all, and is late to hear who followed it.
 
-        Perhaps another copy is cut off with it, and still follows nobody else when it goes on.
+        Perhaps another copy is cut off with it, and still follows nobody else when it goes on; and
+        perhaps a client, which asks there for as long as it hears of nobody else.
         """
         world, random = self.world, self.random
         entry = random.choice(world.coordination.state.table.entries)
         primary = self._alive(entry.primary)
-        if primary is None or primary.paused:
-            return ""
-        others = [self._alive(copy) for copy in entry.in_sync if copy != entry.primary]
-        deaf = [one for one in others if one is not None][:-1] if random.random() < 0.7 else []
         controller = self._alive(world.coordination.authority.controller.incarnation)
-        for process in (primary, *deaf):
-            places = {0, controller.place if controller is not None else 0} - {process.place}
-            for place in sorted(places):
-                self._cut_for(world.options.cut_ms, (place, process.place))
-                self._cut_for(world.options.cut_ms, (process.place, place))
+        if primary in (None, controller) or world.schedule.now_us < self._apart_until_us:
+            # Who deposes it has to be there, and to have the time for it.
+            return ""
+        assert primary is not None
+        others = [self._alive(copy) for copy in entry.in_sync if copy != entry.primary]
+        others.sort(key=lambda process: process is controller)
+        deaf = [one for one in others[:-1] if one is not None] if random.random() < 0.8 else []
+        apart = [process.place for process in (primary, *deaf)]
+        if random.random() < 0.3:
+            others_places = {0, controller.place if controller is not None else 0}
+        else:
+            others_places = {0, *(process.place for process in world.running())}
+            apart.append(random.choice(world.clients).place)
+        frozen_us = random.uniform(0.8, 1.8) * SECOND
+        # All of it comes back at once: one way out of many that does so before is enough to hear.
+        apart_us = frozen_us + random.expovariate(1 / world.options.cut_ms) * MS
+        self._apart_until_us = world.schedule.now_us + apart_us
+        for place in apart:
+            for other in sorted(others_places.difference(apart)):
+                for way in ((other, place), (place, other)):
+                    world.network.cut(*way)
+                    world.schedule.after(apart_us, world.network.heal, *way)
         primary.pause(stale=False, clocks=True)
-        world.schedule.after(random.uniform(0.8, 1.8) * SECOND, primary.resume)
+        world.schedule.after(frozen_us, primary.resume)
         return "freeze"
 
     def entry_changed(self, before: PartitionEntry, after: PartitionEntry) -> None:
