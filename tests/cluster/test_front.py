@@ -191,10 +191,8 @@ def resident_bytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_a_client_that_takes_no_replies_is_not_read_any_more(node: LocalCluster) -> None:
-    """It asks for two gigabytes; what waits for it stays bounded, and nobody else waits."""
-    address = node.addresses[0]
-    pid = node.status().self.pid
+def core_client(address: str) -> _core.Client:
+    """A client's core with its routes, and no link yet."""
     with grpc.insecure_channel(address) as channel:
         opened = data_pb2_grpc.DataStub(channel).Open(
             data_pb2.OpenRequest(hello=data_pb2.Hello(protocol_version=1)), timeout=5
@@ -202,6 +200,14 @@ def test_a_client_that_takes_no_replies_is_not_read_any_more(node: LocalCluster)
     partitions = len(opened.routes.primaries)
     core = _core.Client(opened.stream, partitions)
     core.set_routes(opened.routes.revision, [0] * partitions)
+    return core
+
+
+def test_a_client_that_takes_no_replies_is_not_read_any_more(node: LocalCluster) -> None:
+    """It asks for two gigabytes; what waits for it stays bounded, and nobody else waits."""
+    address = node.addresses[0]
+    pid = node.status().self.pid
+    core = core_client(address)
     values = core.map("bytes")
     link = _core.FrameLink(address, b"")
     before = resident_bytes(pid)
@@ -227,13 +233,7 @@ def test_small_frames_that_ask_for_gigabytes_are_answered_bit_by_bit(node: Local
     """A frame of 25 KB asks for half a gigabyte, five times on each of four connections."""
     address = node.addresses[0]
     pid = node.status().self.pid
-    with grpc.insecure_channel(address) as channel:
-        opened = data_pb2_grpc.DataStub(channel).Open(
-            data_pb2.OpenRequest(hello=data_pb2.Hello(protocol_version=1)), timeout=5
-        )
-    partitions = len(opened.routes.primaries)
-    core = _core.Client(opened.stream, partitions)
-    core.set_routes(opened.routes.revision, [0] * partitions)
+    core = core_client(address)
     values = core.map("bytes")
     for _ in range(1000):
         core.get(values, b"large", object(), 60_000)
