@@ -284,6 +284,8 @@ def test_a_foreign_database_ends_the_pump_at_start(grid, make_sink) -> None:
     pump.stop()
     assert pump.status().state == "refused"
     assert "another" in pump.status().error
+    with pytest.raises(SinkUnavailable, match=r"has ended: .* written by cluster"):
+        pump.dead_letters()
 
 
 def test_a_database_that_is_away_at_start_is_no_error(grid, database, make_sink) -> None:

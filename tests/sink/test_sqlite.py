@@ -163,6 +163,29 @@ def test_a_foreign_database_is_refused(make_sink, settings, text) -> None:
     assert "--fresh" in str(caught.value)
 
 
+@pytest.mark.parametrize("step", ["take", "write", "resync"])
+def test_a_database_that_becomes_foreign_is_written_no_more(
+    grid, database, make_sink, step: str
+) -> None:
+    (key,) = keys_in(grid, 0, 1)
+    grid.put(STOCK, key, Stock(1))
+    sink = make_sink(1)
+    sink.open()
+    sink.take({0: 1})
+    other = sqlite3.connect(database)
+    other.execute("UPDATE spacegrid_checkpoint SET life = 'another'").connection.commit()
+    steps = {
+        "take": lambda: sink.take({1: 1}),
+        "write": lambda: sink.write([part_of(grid, 0)]),
+        "resync": lambda: sink.resync([Resync(0, 1, (1, 1), [])]),
+    }
+    with pytest.raises(SinkMismatch, match="written by cluster another"):
+        steps[step]()
+    assert rows(database, "SELECT * FROM stock") == []
+    assert checkpoint(database) == {1: {"0": [1, 0, 0]}}
+    other.close()
+
+
 def test_a_table_of_another_layout_is_refused(database, make_sink) -> None:
     connection = sqlite3.connect(database)
     connection.execute("CREATE TABLE stock (sku TEXT PRIMARY KEY, colour TEXT)")

@@ -247,7 +247,7 @@ class Pump:
 
         Raises:
             TimeoutError: It was not run in time.
-            SinkUnavailable: The pump has ended.
+            SinkUnavailable: The pump has ended; the message says why.
         """
         future: Future[T] = Future()
         self._calls.append((run, future))
@@ -333,7 +333,8 @@ class Pump:
         self._state = state
 
     def _end_waiting(self) -> None:
-        error = SinkUnavailable(f"pump {self.name!r} has ended", sink=self._sink.name)
+        reason = f": {self._error}" if self._error else ""
+        error = SinkUnavailable(f"pump {self.name!r} has ended{reason}", sink=self._sink.name)
         while self._calls:
             with contextlib.suppress(IndexError):
                 self._calls.popleft()[1].set_exception(error)

@@ -28,15 +28,8 @@ from typing import Any, Final
 from spacegrid import _core
 from spacegrid.errors import SinkError, SinkUnavailable
 from spacegrid.sink.base import Change, DeadLetter, Part, Position, ReadBack, Resync, Written
-from spacegrid.sink.checkpoint import (
-    Mark,
-    OwnerRow,
-    TakeOver,
-    decode_marks,
-    encode_marks,
-    refuse_foreign,
-)
-from spacegrid.sink.sqlite_read import Reader
+from spacegrid.sink.checkpoint import Mark, OwnerRow, TakeOver, encode_marks
+from spacegrid.sink.sqlite_read import Reader, owner_rows
 from spacegrid.sink.sqlite_replay import HeldKey, Replay, position_of, touch
 from spacegrid.sink.sqlite_schema import ROW_ERRORS, SqlTable, create_own_tables, sqlite_path
 from spacegrid.sink.tables import tables_of
@@ -108,14 +101,7 @@ class SqliteSink:
             connection.execute("PRAGMA synchronous=FULL")
             with self._transaction() as database:
                 create_own_tables(database)
-                refuse_foreign(
-                    self.name,
-                    self._life,
-                    self._partition_count,
-                    database.execute(
-                        "SELECT DISTINCT life, partition_count FROM spacegrid_checkpoint"
-                    ),
-                )
+                self._stored(database)
                 for table in self._tables.values():
                     table.prepare(database, self.name)
                 # The owner's row is there, alone, before the first batch needs to compare its rev.
@@ -141,12 +127,7 @@ class SqliteSink:
     def take(self, wanted: Mapping[int, int]) -> dict[int, Position | None]:
         """Take partitions over under the fence, and load their held keys."""
         with self._errors(), self._transaction() as database:
-            rows = [
-                OwnerRow(owner, rev, decode_marks(text))
-                for owner, rev, text in database.execute(
-                    "SELECT owner, rev, partitions FROM spacegrid_checkpoint ORDER BY owner"
-                )
-            ]
+            rows = self._stored(database)
             mine = next((row for row in rows if row.owner == self._mine.owner), None)
             if mine is None:
                 mine = self._insert_mine(database)
@@ -176,6 +157,9 @@ class SqliteSink:
             self._active.discard(partition)
             self._forget_held(partition)
 
+    def _stored(self, database: sqlite3.Connection) -> list[OwnerRow]:
+        return owner_rows(database, self.name, self._life, self._partition_count)
+
     def _insert_mine(self, database: sqlite3.Connection) -> OwnerRow:
         # Another owner emptied and removed the row. Above every rev seen: see checkpoint.py.
         row = OwnerRow(self._mine.owner, self._mine.rev + 1)
@@ -197,19 +181,14 @@ class SqliteSink:
     def _reload(self) -> None:
         """Read the owner's row again; partitions that were taken away are no longer active."""
         with self._errors():
-            row = self._database.execute(
-                "SELECT rev, partitions FROM spacegrid_checkpoint WHERE owner = ?",
-                (self._mine.owner,),
-            ).fetchone()
-        before = self._mine.marks
-        rev = self._mine.rev
-        self._mine = OwnerRow(self._mine.owner, rev if row is None else row[0])
-        if row is not None:
-            self._mine.marks = decode_marks(row[1])
+            rows = self._stored(self._database)
+        before = self._mine
+        emptied = OwnerRow(before.owner, before.rev)  # another owner removed it: checkpoint.py
+        self._mine = next((row for row in rows if row.owner == before.owner), emptied)
         self._fresh = True
         for partition in list(self._active):
             mark = self._mine.marks.get(partition)
-            if mark is None or mark[0] != before[partition][0]:
+            if mark is None or mark[0] != before.marks[partition][0]:
                 self.let_go([partition], gone=False)
 
     # ---- batches ----

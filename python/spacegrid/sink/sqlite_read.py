@@ -15,7 +15,30 @@ from spacegrid.sink.base import ReadBack
 from spacegrid.sink.checkpoint import OwnerRow, decode_marks, refuse_foreign
 from spacegrid.sink.sqlite_schema import SqlTable
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "owner_rows"]
+
+
+def owner_rows(
+    database: sqlite3.Connection, name: str, life: str, partition_count: int
+) -> list[OwnerRow]:
+    """All rows of the checkpoint.
+
+    Args:
+        database: The connection, inside a transaction.
+        name: Of the sink, for messages.
+        life: This cluster's id.
+        partition_count: This cluster's partitions.
+
+    Raises:
+        SinkMismatch: They are another cluster's: somebody may have put other rows in the place of
+            those that were there when the sink was opened.
+    """
+    rows = database.execute(
+        "SELECT life, partition_count, owner, rev, partitions FROM spacegrid_checkpoint "
+        "ORDER BY owner"
+    ).fetchall()
+    refuse_foreign(name, life, partition_count, [row[:2] for row in rows])
+    return [OwnerRow(owner, rev, decode_marks(text)) for _, _, owner, rev, text in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +75,7 @@ class Reader:
     def _positions(
         self, database: sqlite3.Connection, partitions: Sequence[int]
     ) -> dict[int, ReadBack]:
-        rows = database.execute(
-            "SELECT life, partition_count, owner, rev, partitions FROM spacegrid_checkpoint"
-        ).fetchall()
-        # Somebody may have put another database in the place of the one that was opened.
-        refuse_foreign(self.name, self.life, self.partition_count, [row[:2] for row in rows])
-        owners = [OwnerRow(row[2], row[3], decode_marks(row[4])) for row in rows]
+        owners = owner_rows(database, self.name, self.life, self.partition_count)
         found: dict[int, ReadBack] = {}
         for partition in partitions:
             marks = [row.marks[partition] for row in owners if partition in row.marks]
