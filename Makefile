@@ -38,6 +38,7 @@ test-rust: ## the core's own tests
 
 test-python: build wheel build/protovenv/stamp build/etcd/stamp ## unit, property, cluster, sink, wheel tests
 	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest bench --quiet -o addopts=--strict-markers --benchmark-disable -k "not ratios"
 
 sim: build ## simulate whole clusters, one seed is one run: SEEDS=n FIRST=s, or SEED=s alone
 	PYTHONPATH=tests $(PY) -m simulation $(if $(SEED),--seed $(SEED),--seeds $(or $(SEEDS),200) \
