@@ -14,9 +14,12 @@ Invariants:
   transaction, and a transaction is fsynced before it returns: what a cursor says is persisted. A
   crash at any moment, a loss of power included, leaves the last whole transaction.
 - A partition without a cursor, or with one that is not whole, is no copy (a dump was interrupted).
-- After the first write or fsync that the disk failed nothing is written or vouched for any more
-  (`StoreFailed`); a disk that is merely full has written nothing and is asked again.
+- After the first write or fsync that the disk failed, or when ``data.mdb`` is no longer the file
+  that was opened, nothing is written or vouched for any more (`StoreFailed`); a disk that is merely
+  full has written nothing and is asked again.
 - A store is read whole, in another process, before it is opened: damage is refused, not served.
+
+Over 500 lines in one room: one environment, and what its cursors say between its transactions.
 
 Who calls: the node's local pump from its own thread; before it starts, whoever loads the store.
 """
@@ -73,6 +76,8 @@ LOAD_ENTRIES: Final = 2000
 """Entries read in one read transaction, so that none of ours pins pages for long."""
 DUMP_ENTRIES: Final = 20_000
 """A dump of at most so many entries is one transaction; a larger one has several."""
+DUMP_BYTES: Final = 64 << 20
+"""And of at most so many bytes: what one transaction writes is in memory until it ends."""
 READERS_EVERY_S: Final = 10.0
 READER_LATE_TRANSACTIONS: Final = 1_000
 
@@ -119,6 +124,7 @@ class LmdbSink:
         self._process = 0
         self._cursors: dict[int, Cursor] = {}
         self._failed = ""
+        self._data_file: tuple[int, int] | None = None
         self._readers_at_s = 0.0
         self._readers_told = ""
 
@@ -175,6 +181,7 @@ class LmdbSink:
                     for key, value in with_prefix(reading.cursor(), b"cursor/")
                 }
             self._store.write(identity)
+            self._data_file = self._store.data_file()
         except BaseException:
             environment.close()
             raise
@@ -340,18 +347,19 @@ class LmdbSink:
         self.open()
         written = Written()
         small: list[tuple[Resync, list[Entry]]] = []
-        size = 0
+        size = size_bytes = 0
         for resync in resyncs:
-            entries, rest = _first(resync.chunks, DUMP_ENTRIES)
+            entries, entries_bytes, rest = _first(resync.chunks)
             written.rows += len(entries)
             if rest is not None:
                 written.rows += self._dump_large(resync, entries, rest)
                 continue
             small.append((resync, entries))
             size += len(entries)
-            if size > DUMP_ENTRIES:
+            size_bytes += entries_bytes
+            if size > DUMP_ENTRIES or size_bytes > DUMP_BYTES:
                 self._dump_small(small)
-                small, size = [], 0
+                small, size, size_bytes = [], 0, 0
         self._dump_small(small)
         return written
 
@@ -410,8 +418,9 @@ class LmdbSink:
                         cursor.delete()
 
     def sync(self) -> None:
-        """Return at once: every transaction was fsynced before it returned."""
+        """Every transaction was fsynced before it returned; only the file has to be there still."""
         self.open()
+        self._check_there()
 
     # ---- the environment ----
 
@@ -420,9 +429,11 @@ class LmdbSink:
 
         Raises:
             SinkUnavailable: The disk is full: nothing was written.
-            StoreFailed: The disk failed it: whether it was written nobody can say.
+            StoreFailed: The disk failed it: whether it was written nobody can say. Or the file is
+                no longer there: nobody would find what is written.
         """
         while True:
+            self._check_there()
             try:
                 with self._errors(writing=True), self._environment.begin(write=True) as writing:
                     return run(writing)
@@ -459,6 +470,11 @@ class LmdbSink:
         if self._failed:
             raise StoreFailed(f"{self.name} is out of service: {self._failed}", sink=self.name)
 
+    def _check_there(self) -> None:
+        if self._store.data_file() != self._data_file:
+            self._failed = "data.mdb was deleted or replaced while it was open"
+            self._check_failed()
+
     def _check_process(self) -> None:
         if self._process not in (0, os.getpid()):
             raise ForkedProcess(
@@ -488,13 +504,15 @@ def _cursor_of(resync: Resync) -> Cursor:
 
 
 def _first(
-    chunks: Iterable[Sequence[Entry]], count_max: int
-) -> tuple[list[Entry], Iterator[Sequence[Entry]] | None]:
-    """The first entries of a dump, and the chunks behind them; None: that was all."""
+    chunks: Iterable[Sequence[Entry]],
+) -> tuple[list[Entry], int, Iterator[Sequence[Entry]] | None]:
+    """The first entries of a dump, their bytes, and the chunks behind them; None: that was all."""
     entries: list[Entry] = []
+    size_bytes = 0
     iterator = iter(chunks)
     for chunk in iterator:
         entries.extend(chunk)
-        if len(entries) > count_max:
-            return entries, iterator
-    return entries, None
+        size_bytes += sum(len(entry[2]) + len(entry[3]) for entry in chunk)
+        if len(entries) > DUMP_ENTRIES or size_bytes > DUMP_BYTES:
+            return entries, size_bytes, iterator
+    return entries, size_bytes, None

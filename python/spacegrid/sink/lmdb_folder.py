@@ -97,6 +97,14 @@ class StoreFolder:
                 )
         return identity
 
+    def data_file(self) -> tuple[int, int] | None:
+        """Device and inode of data.mdb; None: there is none."""
+        try:
+            found = os.stat(self._folder / "data.mdb")
+        except FileNotFoundError:
+            return None
+        return found.st_dev, found.st_ino
+
     def reserve(self, size: int) -> None:
         """Have the disk set so many bytes aside for data.mdb.
 
