@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from spacegrid.errors import ConfigError
-from spacegrid.sink.base import SharedSink
+from spacegrid.sink.base import SharedSink, without_password
 from spacegrid.types import Map
 
 
@@ -32,4 +32,6 @@ def open_shared_sink(
         return SqliteSink(
             url, life=life.hex(), owner=owner, partition_count=partition_count, maps=maps
         )
-    raise ConfigError(f"sql {url!r}: no sink for {scheme!r}, known is sqlite:///PATH")
+    raise ConfigError(
+        f"sql {without_password(url)!r}: no sink for {scheme!r}, known is sqlite:///PATH"
+    )
