@@ -297,7 +297,14 @@ class Daemon:
         if self._store is not None and self._store.sink is not None:
             self._add_pump(
                 "lmdb",
-                Pump(node, self._store.sink, name="local", written=front.wake, fatal=disk_failed),
+                Pump(
+                    node,
+                    self._store.sink,
+                    name="local",
+                    log_bytes=self.config.log_bytes,
+                    written=front.wake,
+                    fatal=disk_failed,
+                ),
             )
         if self.config.sql:
             sink = open_shared_sink(
@@ -315,6 +322,7 @@ class Daemon:
                     name="shared",
                     batch_records=self.config.pump_batch_records,
                     interval_s=self.config.pump_interval_s,
+                    log_bytes=self.config.log_bytes,
                 ),
             )
         self._warn_when_alone()

@@ -109,6 +109,12 @@ class Plan:
         if partition in self._taken:
             self._leave(partition)
 
+    def retake_all(self) -> None:
+        """It may be another sink than it was: begin again with every partition."""
+        self._taken.clear()
+        self._refused.clear()
+        self._positions = {}
+
     def advance(self, partition: int, position: Position) -> None:
         """Everything up to there is in the sink."""
         if partition in self._taken:

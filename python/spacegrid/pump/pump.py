@@ -27,18 +27,19 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import Any, Final, Literal, TypeVar, cast
 
 from spacegrid.errors import (
     ConfigError,
+    SinkError,
     SinkMismatch,
     SinkUnavailable,
     SpaceGridError,
     StoreDamaged,
     StoreFailed,
 )
-from spacegrid.limits import RECORD_BYTES_MAX
+from spacegrid.limits import LOG_BYTES_DEFAULT, RECORD_BYTES_MAX
 from spacegrid.pump.plan import Backoff, Pace, Plan, Steps
 from spacegrid.pump.resync import begin_resync, group_by_size
 from spacegrid.pump.source import LogSource
@@ -54,8 +55,8 @@ POLL_MAX_S: Final = 0.1
 LOOK_MIN_S: Final = 0.005
 """Shortest time between two looks, however often the pump is woken."""
 BATCH_BYTES_MAX: Final = RECORD_BYTES_MAX
-LOG_BYTES_PRESSING: Final = 16 << 20
-"""A quarter of the log's default bound: from here on batches don't wait for their interval."""
+LOG_BYTES_PRESSING: Final = LOG_BYTES_DEFAULT // 4
+"""From here on, or a quarter of a smaller log's bound, batches don't wait for their interval."""
 LOOK_MAX_S: Final = 0.05
 """Longest time spent writing between two looks at the roles."""
 
@@ -71,6 +72,7 @@ class Pump:
         name: "shared": what the node is primary of. "local": every complete copy.
         batch_records: Records per transaction; the sink's own default when None.
         interval_s: Longest time a change waits for a batch to fill; the sink's default when None.
+        log_bytes: The bound of the node's log.
         clock: Monotonic seconds.
         written: Called after something was written to a local sink: answers may wait for it.
         fatal: Told, on the pump's thread, that the node's own disk failed; does not return to a
@@ -88,6 +90,7 @@ class Pump:
         batch_records: int | None = None,
         interval_s: float | None = None,
         *,
+        log_bytes: int = LOG_BYTES_DEFAULT,
         clock: Callable[[], float] = time.monotonic,
         written: Callable[[], None] | None = None,
         fatal: Callable[[StoreFailed], None] | None = None,
@@ -104,6 +107,7 @@ class Pump:
         self.name = name
         self._source = source
         self._sink = sink
+        self._pressing_bytes = min(LOG_BYTES_PRESSING, log_bytes // 4)
         self._clock = clock
         self._written = written
         self._fatal = fatal
@@ -228,7 +232,13 @@ class Pump:
         def read(name: str, key: bytes) -> tuple[bytes, int] | None:
             # Expiry is a record of the log like every other change, so an entry that is due but
             # not yet expired is still what the sink has to show.
-            entry = self._source.read_entry(name, key, 0)
+            try:
+                entry = self._source.read_entry(name, key, 0)
+            except LookupError as error:
+                raise SinkError(
+                    f"dead letter {letter_id}: its partition is just being handed over",
+                    sink=self._sink.name,
+                ) from error
             return None if entry is None else (entry[0], entry[1])
 
         self.call(lambda: self._shared().release(letter_id, read), timeout_s)
@@ -246,7 +256,7 @@ class Pump:
         """Run something on the pump's thread, between two batches.
 
         Raises:
-            TimeoutError: It was not run in time.
+            TimeoutError: It was not run in time, and is not run later unless it had begun.
             SinkUnavailable: The pump has ended; the message says why.
         """
         future: Future[T] = Future()
@@ -254,7 +264,11 @@ class Pump:
         self.wake()
         if self._state in ("stopped", "refused", "failed"):
             self._end_waiting()
-        return future.result(timeout_s)
+        try:
+            return future.result(timeout_s)
+        except TimeoutError:
+            future.cancel()
+            raise
 
     # ---- the pump's thread ----
 
@@ -304,6 +318,9 @@ class Pump:
             if self._state != "running":
                 self._sink.open()
                 self._state = "running"
+                if self._sink.fenced:
+                    # What answers may be another file, or have other tables, than before.
+                    self._plan.retake_all()
             wait_s = self._round()
         except (SinkMismatch, StoreDamaged, StoreFailed):
             raise
@@ -335,11 +352,14 @@ class Pump:
     def _end_waiting(self) -> None:
         reason = f": {self._error}" if self._error else ""
         error = SinkUnavailable(f"pump {self.name!r} has ended{reason}", sink=self._sink.name)
-        while self._calls:
-            with contextlib.suppress(IndexError):
-                self._calls.popleft()[1].set_exception(error)
+        # The pump's thread and whoever asks of one that has ended may both be here.
+        with contextlib.suppress(IndexError):
+            while True:
+                future = self._calls.popleft()[1]
+                if future.set_running_or_notify_cancel():
+                    future.set_exception(error)
         for _, reached in self._flushes:
-            if not reached.done():
+            with contextlib.suppress(InvalidStateError):
                 reached.set_result(False)
 
     def _round(self) -> float:
@@ -350,7 +370,7 @@ class Pump:
         if not asked or self._flushes or began_s - self._looked_s >= LOOK_MAX_S:
             self._look()
             self._looked_s = began_s
-        pressed = bool(self._flushes) or self._source.status()["log_bytes"] >= LOG_BYTES_PRESSING
+        pressed = bool(self._flushes) or self._source.status()["log_bytes"] >= self._pressing_bytes
         if asked:
             # Whatever there is, in full batches, until nothing is left: they share the fsyncs.
             self._due = max(self._due, self._batch_records)
@@ -373,6 +393,8 @@ class Pump:
     def _run_calls(self) -> None:
         while self._calls:
             run, future = self._calls.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue  # nobody waits for it any more
             try:
                 future.set_result(run())
             except (SinkUnavailable, StoreFailed) as error:
@@ -392,6 +414,7 @@ class Pump:
     # ---- ownership ----
 
     def _look(self) -> None:
+        self._sink.sync()
         steps = self._plan.observe(self._source.roles())
         self._let_go(steps)
         if steps.take:
@@ -407,7 +430,7 @@ class Pump:
     def _take(self, wanted: dict[int, int]) -> None:
         granted = self._sink.take(wanted)
         gaps: list[int] = []
-        empty: list[int] = []
+        taken: dict[int, Position] = {}
         for partition in wanted:
             if partition not in granted:
                 log.info("%s: partition %d has a newer owner", self._sink.name, partition)
@@ -415,14 +438,16 @@ class Pump:
                 continue
             position = granted[partition] or (0, 0)
             if self._source.set_cursor(self.name, partition, *position):
-                self._plan.take(partition, position)
-                if granted[partition] is None:
-                    empty.append(partition)
-                self._report(partition)
+                taken[partition] = position
             else:
                 gaps.append(partition)
+        empty = [partition for partition in taken if granted[partition] is None]
         if empty and not self._sink.fenced:
+            # Before they count as taken: a disk that is full now is asked again at the next look.
             cast(LocalSink, self._sink).begin(empty)
+        for partition, position in taken.items():
+            self._plan.take(partition, position)
+            self._report(partition)
         self._parked_count = self._count_parked()
         if gaps:
             self._resync(gaps, wanted)
@@ -443,11 +468,15 @@ class Pump:
             begun = begin_resync(self._source, self.name, partition, epochs[partition])
             if begun is not None:
                 resyncs.append(begun)
+        if not resyncs:
+            return
         written = False
         try:
             outcome = self._sink.resync(resyncs)
             written = True
-        except LookupError:
+        except LookupError as error:
+            if type(error) is not LookupError:
+                raise  # a key or an index that was not there is a bug, and is shown as one
             # The copy left while it was read; the next look at the roles says what to do.
             return
         finally:
@@ -456,8 +485,8 @@ class Pump:
                     self._source.drop_cursor(self.name, resync.partition)
         for resync in resyncs:
             if resync.partition in outcome.taken_away:
+                # Not in the plan yet: the next look asks for it again, and is told who has it.
                 self._source.drop_cursor(self.name, resync.partition)
-                self._plan.refuse(resync.partition)
             else:
                 self._plan.take(resync.partition, resync.position)
                 self._report(resync.partition)
@@ -477,8 +506,10 @@ class Pump:
             return 0
         written = self._sink.write(parts)
         for partition in written.taken_away:
+            # Somebody newer has it, or the database is not the one it was (an old backup was put
+            # in its place): taking it over anew tells which.
             self._source.drop_cursor(self.name, partition)
-            self._plan.refuse(partition)
+            self._plan.retake(partition)
         for partition, position in written.moved.items():
             # A commit whose answer was lost did land, or somebody wrote in between: go on from what
             # the sink says, if the log has it.
