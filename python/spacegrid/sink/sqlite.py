@@ -1,7 +1,8 @@
 """The SQLite sink: rows, checkpoint and dead letters of one batch in one transaction.
 
 Tables beside the user's own: ``spacegrid_checkpoint`` (`spacegrid.sink.checkpoint`),
-``spacegrid_dead_letters`` and ``spacegrid_held_keys``. Every batch is
+``spacegrid_filled`` (`spacegrid.sink.sqlite_filled`), ``spacegrid_dead_letters`` and
+``spacegrid_held_keys``. Every batch is
 
     BEGIN IMMEDIATE
     UPDATE spacegrid_checkpoint SET rev = rev + 1, ... WHERE owner = me AND rev = the one I read
@@ -13,13 +14,20 @@ coalesced: a record that still fails is parked whole as a dead letter and its ke
 which is in the same transaction as the position that moves past it. Later changes of a held key
 only move the letter's last position; other keys of those records are written.
 
+The file may be deleted, or another one put in its place, while it is open here: SQLite would go on
+with what nobody finds any more. So each use looks whether the name is still the open file's; where
+it is not, the sink counts as away, and is opened anew.
+
 Durability: WAL with ``synchronous=FULL``, so a committed batch survives a loss of power.
+
+Over 500 lines in one room: what may be done with one connection, and what is known of it meanwhile.
 
 Who calls: a pump's thread, and nobody else on the same object.
 """
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,8 +37,16 @@ from spacegrid import _core
 from spacegrid.errors import SinkError, SinkUnavailable
 from spacegrid.sink.base import Change, DeadLetter, Part, Position, ReadBack, Resync, Written
 from spacegrid.sink.checkpoint import Mark, OwnerRow, TakeOver, encode_marks
-from spacegrid.sink.sqlite_read import Reader, owner_rows
-from spacegrid.sink.sqlite_replay import HeldKey, Replay, position_of, touch
+from spacegrid.sink.sqlite_filled import note_filled, take_filled
+from spacegrid.sink.sqlite_read import Reader, owner_rows, parked_letters
+from spacegrid.sink.sqlite_replay import (
+    HeldKey,
+    Replay,
+    RolledBack,
+    Writes,
+    position_of,
+    touch,
+)
 from spacegrid.sink.sqlite_schema import ROW_ERRORS, SqlTable, create_own_tables, sqlite_path
 from spacegrid.sink.tables import tables_of
 from spacegrid.types import Map
@@ -81,6 +97,7 @@ class SqliteSink:
         self._busy_timeout_ms = busy_timeout_ms
         self._tables = {name: SqlTable(table) for name, table in tables_of(maps).items()}
         self._connection: sqlite3.Connection | None = None
+        self._file = (0, 0)  # the open one's device and inode
         self._mine = OwnerRow(owner, 0)
         self._fresh = False  # whether _mine is as the database has it
         self._active: set[int] = set()
@@ -99,6 +116,7 @@ class SqliteSink:
             self._connection = connection
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
+            self._file = self._named_file()
             with self._transaction() as database:
                 create_own_tables(database)
                 self._stored(database)
@@ -120,7 +138,9 @@ class SqliteSink:
                 connection.close()
 
     def sync(self) -> None:
-        """Nothing to do: every commit is already on disk."""
+        """Every commit is already on disk; only whether the file is still there has to be seen."""
+        with self._errors():
+            self._database  # noqa: B018
 
     # ---- owning partitions ----
 
@@ -141,7 +161,8 @@ class SqliteSink:
                     )
             if outcome.granted:
                 self._store(database, outcome.mine, mine.rev)
-            held = self._load_held(database, outcome.granted)
+            granted = take_filled(database, self._tables, outcome.granted)
+            held = self._load_held(database, granted)
         self._mine = outcome.mine
         self._fresh = True
         self._active = (self._active & set(outcome.mine.marks)) | set(outcome.granted)
@@ -149,7 +170,7 @@ class SqliteSink:
             self._forget_held(partition)
         for key, partition, letter in held:
             self._hold(key, partition, letter)
-        return outcome.granted
+        return granted
 
     def let_go(self, partitions: Sequence[int], *, gone: bool) -> None:
         """Forget partitions; their entries stay in the database for whoever takes them over."""
@@ -179,13 +200,21 @@ class SqliteSink:
             raise _Deposed
 
     def _reload(self) -> None:
-        """Read the owner's row again; partitions that were taken away are no longer active."""
-        with self._errors():
-            rows = self._stored(self._database)
+        """Read the owner's row again; partitions that were taken away are no longer active.
+
+        The held keys too: a transaction whose answer was lost may have held or released some.
+        """
+        with self._errors(), self._reading() as database:
+            rows = self._stored(database)
+            held = self._load_held(database, self._active)
         before = self._mine
         emptied = OwnerRow(before.owner, before.rev)  # another owner removed it: checkpoint.py
         self._mine = next((row for row in rows if row.owner == before.owner), emptied)
         self._fresh = True
+        self._held.clear()
+        self._held_partitions.clear()
+        for key, partition, letter in held:
+            self._hold(key, partition, letter)
         for partition in list(self._active):
             mark = self._mine.marks.get(partition)
             if mark is None or mark[0] != before.marks[partition][0]:
@@ -227,15 +256,31 @@ class SqliteSink:
                 self._store(database, mine, self._mine.rev)
                 written.rows = self._write_coalesced(database, due)
         except ROW_ERRORS:
-            with self._errors(), self._transaction() as database:
-                self._store(database, mine, self._mine.rev)
-                replay = Replay(database, self._tables, self._held)
+
+            def run(replay: Replay) -> None:
                 for part in due:
                     replay.run(part)
+
+            replay = self._replay(mine, run)
             written.rows, written.parked = replay.rows, replay.parked
+        self._mine = mine
+
+    def _replay(self, mine: OwnerRow, run: Callable[[Replay], None]) -> Replay:
+        """Write in one transaction, row by row where that is needed; park what is at fault."""
+        refused: dict[Writes, str] = {}
+        while True:
+            try:
+                with self._errors(), self._transaction() as database:
+                    self._store(database, mine, self._mine.rev)
+                    replay = Replay(database, self._tables, self._held, refused)
+                    run(replay)
+            except RolledBack as error:
+                # All of it is undone: once more without what did that.
+                refused[error.writes] = error.text
+                continue
             for key, partition, letter in replay.holds:
                 self._hold(key, partition, letter)
-        self._mine = mine
+            return replay
 
     def _write_coalesced(self, database: sqlite3.Connection, due: Sequence[Part]) -> int:
         last: dict[HeldKey, Change] = {}
@@ -279,23 +324,21 @@ class SqliteSink:
                 due.append(resync)
         marks: dict[int, Mark] = {r.partition: (r.epoch, r.position) for r in due}
         mine = OwnerRow(self._mine.owner, self._mine.rev + 1, {**self._mine.marks, **marks})
+
+        def run(replay: Replay) -> None:
+            present: dict[str, set[bytes]] = {name: set() for name in self._tables}
+            for resync in due:
+                for chunk in resync.chunks:
+                    replay.snapshot(resync, chunk, present)
+            replay.rows += self._delete_absent(self._database, set(marks), present)
+            note_filled(self._database, self._tables, marks)
+
         try:
-            with self._errors(), self._transaction() as database:
-                self._store(database, mine, self._mine.rev)
-                replay = Replay(database, self._tables, self._held)
-                present: dict[str, set[bytes]] = {name: set() for name in self._tables}
-                for resync in due:
-                    for chunk in resync.chunks:
-                        replay.snapshot(resync, chunk, present)
-                written.rows = replay.rows + self._delete_absent(
-                    database, {r.partition for r in due}, present
-                )
-                written.parked = replay.parked
+            replay = self._replay(mine, run)
         except _Deposed:
             self._reload()
             return Written(taken_away=[r.partition for r in resyncs])
-        for key, partition, letter in replay.holds:
-            self._hold(key, partition, letter)
+        written.rows, written.parked = replay.rows, replay.parked
         self._mine = mine
         return written
 
@@ -336,27 +379,8 @@ class SqliteSink:
 
     def dead_letters(self) -> list[DeadLetter]:
         """All parked records, oldest first, whoever owns their partition now."""
-        with self._errors():
-            keys: dict[int, list[HeldKey]] = {}
-            for name, key, letter in self._database.execute(
-                "SELECT map, key, dead_letter FROM spacegrid_held_keys ORDER BY map, key"
-            ):
-                keys.setdefault(letter, []).append((name, key))
-            return [
-                DeadLetter(
-                    row[0],
-                    row[1],
-                    (row[2], row[3]),
-                    (row[4], row[5]),
-                    keys.get(row[0], []),
-                    row[6],
-                    row[7],
-                )
-                for row in self._database.execute(
-                    "SELECT id, partition, epoch, sequence, last_epoch, last_sequence, error, "
-                    "parked_at FROM spacegrid_dead_letters ORDER BY id"
-                )
-            ]
+        with self._errors(), self._reading() as database:
+            return parked_letters(database)
 
     def release(
         self, letter_id: int, read: Callable[[str, bytes], tuple[bytes, int] | None]
@@ -438,7 +462,19 @@ class SqliteSink:
     def _database(self) -> sqlite3.Connection:
         if self._connection is None:
             raise SinkUnavailable(f"{self.name} is not open", sink=self.name)
+        if self._named_file() != self._file:
+            self._fresh = False
+            raise SinkUnavailable(
+                f"{self.name}: the file was deleted or replaced while it was open", sink=self.name
+            )
         return self._connection
+
+    def _named_file(self) -> tuple[int, int]:
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return (0, 0)
+        return found.st_dev, found.st_ino
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -1,4 +1,4 @@
-"""Reading the SQLite sink back: rows of partitions that nobody serves, and how far they are.
+"""Reading the SQLite sink back: how far it is, its dead letters, rows that nobody serves.
 
 Who calls: `spacegrid.sink.sqlite`, inside a transaction of its own, so that all is of one moment.
 """
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from spacegrid import _core
 from spacegrid.errors import SerializationError, SinkError, TooLarge
-from spacegrid.sink.base import ReadBack
+from spacegrid.sink.base import DeadLetter, ReadBack
 from spacegrid.sink.checkpoint import OwnerRow, decode_marks, refuse_foreign
 from spacegrid.sink.sqlite_schema import SqlTable
 
-__all__ = ["Reader", "owner_rows"]
+__all__ = ["Reader", "owner_rows", "parked_letters"]
 
 
 def owner_rows(
@@ -39,6 +39,30 @@ def owner_rows(
     ).fetchall()
     refuse_foreign(name, life, partition_count, [row[:2] for row in rows])
     return [OwnerRow(owner, rev, decode_marks(text)) for _, _, owner, rev, text in rows]
+
+
+def parked_letters(database: sqlite3.Connection) -> list[DeadLetter]:
+    """All dead letters, oldest first, with the keys that each holds back."""
+    keys: dict[int, list[tuple[str, bytes]]] = {}
+    for name, key, letter in database.execute(
+        "SELECT map, key, dead_letter FROM spacegrid_held_keys ORDER BY map, key"
+    ):
+        keys.setdefault(letter, []).append((name, key))
+    return [
+        DeadLetter(
+            row[0],
+            row[1],
+            (row[2], row[3]),
+            (row[4], row[5]),
+            keys.get(row[0], []),
+            row[6],
+            row[7],
+        )
+        for row in database.execute(
+            "SELECT id, partition, epoch, sequence, last_epoch, last_sequence, error, "
+            "parked_at FROM spacegrid_dead_letters ORDER BY id"
+        )
+    ]
 
 
 @dataclass(frozen=True, slots=True)

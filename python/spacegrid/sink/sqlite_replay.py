@@ -16,12 +16,14 @@ import msgspec
 from spacegrid.sink.base import Change, Entry, Part, Position, Resync
 from spacegrid.sink.sqlite_schema import ROW_ERRORS, SqlTable
 
-__all__ = ["HeldKey", "Replay", "position_of", "touch"]
+__all__ = ["HeldKey", "Replay", "RolledBack", "position_of", "touch"]
 
 ERROR_TEXT_MAX: Final = 2000
 
 HeldKey: TypeAlias = tuple[str, bytes]
 """(map, key)."""
+
+Writes: TypeAlias = tuple[int, Position, tuple[HeldKey, ...]]
 
 
 def position_of(version: int) -> Position:
@@ -42,6 +44,20 @@ def touch(database: sqlite3.Connection, touched: Mapping[int, Position]) -> None
     )
 
 
+class RolledBack(Exception):
+    """A row that is at fault has ended the transaction (a trigger may say ROLLBACK).
+
+    Attributes:
+        writes: What was attempted: the (map, key) of each, behind the partition and its position.
+        text: What the database said.
+    """
+
+    def __init__(self, writes: Writes, text: str) -> None:
+        super().__init__(text)
+        self.writes = writes
+        self.text = text
+
+
 class Replay:
     """Records one by one inside an open transaction; what fails alone is parked.
 
@@ -50,6 +66,7 @@ class Replay:
         tables: Map name to table; changes of other maps are ignored.
         held: Keys held back, with their dead letters. Not modified: the sink's own state changes
             only after the commit, by `holds`.
+        refused: What has rolled an earlier attempt back, with its text: not attempted again.
 
     Attributes:
         holds: (key, partition, dead letter) of keys that are held from here on.
@@ -62,10 +79,12 @@ class Replay:
         database: sqlite3.Connection,
         tables: Mapping[str, SqlTable],
         held: Mapping[HeldKey, int],
+        refused: Mapping[Writes, str],
     ) -> None:
         self._database = database
         self._tables = tables
         self._held = dict(held)
+        self._refused = refused
         self.holds: list[tuple[HeldKey, int, int]] = []
         self.rows = 0
         self.parked = 0
@@ -80,9 +99,8 @@ class Replay:
             held = {self._held[key]: position for key in keys if key in self._held}
             touch(self._database, held)
             free = [change for change in mine if (change[0], change[2]) not in self._held]
-            error = self._attempt(
-                [(c[0], c[2], None if c[3] is None else (c[3], c[4])) for c in free]
-            )
+            writes = [(c[0], c[2], None if c[3] is None else (c[3], c[4])) for c in free]
+            error = self._attempt(part.partition, position, writes)
             if error is not None:
                 self._park(part.partition, position, record, keys, error)
 
@@ -96,15 +114,18 @@ class Replay:
                 present[name].add(key)
                 if (name, key) not in self._held:
                     due.append((name, key, (value, codec)))
-        if self._attempt_many(due) is None:
+        partition, position = resync.partition, resync.position
+        if len(due) > 1 and self._attempt_many(partition, position, due) is None:
             return
         for name, key, entry in due:
-            error = self._attempt([(name, key, entry)])
+            error = self._attempt(partition, position, [(name, key, entry)])
             if error is not None:
                 change = (name, 0, key, entry[0], entry[1], 0, 0, False)
-                self._park(resync.partition, resync.position, [change], {(name, key)}, error)
+                self._park(partition, position, [change], {(name, key)}, error)
 
-    def _attempt_many(self, due: list[tuple[str, bytes, tuple[bytes, int]]]) -> str | None:
+    def _attempt_many(
+        self, partition: int, at: Position, due: list[tuple[str, bytes, tuple[bytes, int]]]
+    ) -> str | None:
         rows: dict[str, list[tuple[Any, ...]]] = {}
 
         def run() -> None:
@@ -113,26 +134,36 @@ class Replay:
             for name, batch in rows.items():
                 self._database.executemany(self._tables[name].upsert, batch)
 
-        return self._guarded(run, len(due))
+        return self._guarded(run, (partition, at, tuple(one[:2] for one in due)))
 
-    def _attempt(self, writes: Sequence[tuple[str, bytes, tuple[bytes, int] | None]]) -> str | None:
+    def _attempt(
+        self,
+        partition: int,
+        at: Position,
+        writes: Sequence[tuple[str, bytes, tuple[bytes, int] | None]],
+    ) -> str | None:
         def run() -> None:
             for name, key, entry in writes:
                 self._tables[name].write_one(self._database, key, entry)
 
-        return self._guarded(run, len(writes))
+        return self._guarded(run, (partition, at, tuple(one[:2] for one in writes)))
 
-    def _guarded(self, run: Callable[[], None], count: int) -> str | None:
+    def _guarded(self, run: Callable[[], None], writes: Writes) -> str | None:
         """Run inside a savepoint; the error's text if a row is at fault, with nothing written."""
+        if writes in self._refused:
+            return self._refused[writes]
         self._database.execute("SAVEPOINT one")
         try:
             run()
         except ROW_ERRORS as error:
+            text = f"{type(error).__name__}: {error}"
+            if not self._database.in_transaction:
+                raise RolledBack(writes, text) from error
             self._database.execute("ROLLBACK TO one")
             self._database.execute("RELEASE one")
-            return f"{type(error).__name__}: {error}"
+            return text
         self._database.execute("RELEASE one")
-        self.rows += count
+        self.rows += len(writes[2])
         return None
 
     def _park(

@@ -13,6 +13,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 from spacegrid.errors import ConfigError, SerializationError, SinkMismatch
+from spacegrid.sink.base import without_password
 from spacegrid.sink.tables import Column, Table, quote
 
 __all__ = ["ROW_ERRORS", "SqlTable", "create_own_tables", "sqlite_path"]
@@ -38,6 +39,8 @@ CREATE TABLE IF NOT EXISTS spacegrid_held_keys (
     map TEXT NOT NULL, key BLOB NOT NULL, partition INTEGER NOT NULL, dead_letter INTEGER NOT NULL,
     PRIMARY KEY (map, key)) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS spacegrid_held_keys_partition ON spacegrid_held_keys (partition);
+CREATE TABLE IF NOT EXISTS spacegrid_filled (
+    map TEXT NOT NULL, partition INTEGER NOT NULL, PRIMARY KEY (map, partition)) WITHOUT ROWID;
 """
 
 # What one record can be guilty of; everything else that sqlite3 raises means that the sink is away.
@@ -102,6 +105,8 @@ class SqlTable:
     def prepare(self, database: sqlite3.Connection, sink: str) -> None:
         """Make the table where it is missing, inside the caller's transaction.
 
+        A new one has no partition's rows, whatever one of its name had before.
+
         Raises:
             SinkMismatch: It is there with other columns.
         """
@@ -111,16 +116,18 @@ class SqlTable:
             for c in table.columns
         ]
         keys = ", ".join(quote(c.name) for c in table.keys)
-        database.execute(
-            f"CREATE TABLE IF NOT EXISTS {quote(table.name)} "
-            f"({', '.join(columns)}, PRIMARY KEY ({keys}))"
-        )
         found = [
             (name, kind.upper(), bool(key))
             for _, name, kind, _, _, key in database.execute(
                 f"PRAGMA table_info({quote(table.name)})"
             )
         ]
+        if not found:
+            database.execute(
+                f"CREATE TABLE {quote(table.name)} ({', '.join(columns)}, PRIMARY KEY ({keys}))"
+            )
+            database.execute("DELETE FROM spacegrid_filled WHERE map = ?", (table.name,))
+            return
         expected = [_expected(c, True) for c in table.keys]
         expected += [_expected(c, False) for c in table.values]
         if sorted(found) != sorted(expected):
@@ -145,7 +152,8 @@ def sqlite_path(url: str) -> Path:
     path = unquote(parts.path[1:])
     if parts.scheme != "sqlite" or parts.netloc or not path or path == ":memory:":
         raise ConfigError(
-            f"SQL target is {url!r}, must be sqlite:///FILE or sqlite:////ABSOLUTE/FILE"
+            f"SQL target is {without_password(url)!r}, must be sqlite:///FILE or "
+            "sqlite:////ABSOLUTE/FILE"
         )
     return Path(os.path.expanduser(path))
 
