@@ -71,6 +71,17 @@ def test_counts_say_what_is_not_as_it_should_be() -> None:
     assert new_table(LIFE, partition_count=3, copies=2, min_in_sync=2).counts().unavailable == ()
 
 
+def test_copies_of_nodes_that_have_ended_count_no_more() -> None:
+    whole = [
+        PartitionEntry(0, 1, 1, State.OK, 4, (4, 5)),
+        PartitionEntry(2, 1, 1, State.OK, 5, (5, 4)),
+    ]
+    now = table().apply(8, whole)
+    assert (now.counts().under_replicated, now.counts().unserved) == (1, 0)
+    left = now.counts({4})
+    assert (left.copies, left.under_replicated, left.unserved) == ({4: 3}, 3, 1)
+
+
 def test_routes_name_the_primary_or_nobody() -> None:
     assert table().routes() == (0, 4, 0)
 

@@ -338,17 +338,24 @@ class Table(msgspec.Struct, frozen=True):
             and before.isdisjoint((*entry.members(), *entry.former))
         }
 
-    def counts(self) -> TableCounts:
-        """Primaries and copies of each node, and what is not as it should be."""
+    def counts(self, alive: Container[int] | None = None) -> TableCounts:
+        """Primaries and copies of each node, and what is not as it should be.
+
+        Args:
+            alive: Nodes that are there: between the end of a node and the next write of the table,
+                this names it in vain. None: all that it names are there.
+        """
         primaries: Counter[int] = Counter()
         copies: Counter[int] = Counter()
         under_replicated = unserved = 0
         without: dict[State, list[int]] = {state: [] for state in State}
         for entry in self.entries:
             if entry.state is State.OK:
+                there = [copy for copy in entry.in_sync if alive is None or copy in alive]
                 primaries[entry.primary] += 1
-                copies.update(entry.in_sync)
-                under_replicated += len(entry.in_sync) < self.copies
+                copies.update(there)
+                under_replicated += len(there) < self.copies
+                unserved += entry.primary not in there
             else:
                 unserved += 1
                 under_replicated += 1

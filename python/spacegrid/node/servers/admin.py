@@ -40,7 +40,7 @@ class AdminService(admin_pb2_grpc.AdminServicer):
         await self._known(context)
         daemon = self._daemon
         view = daemon.view
-        counts = view.table.counts()
+        counts = view.table.counts(view.registrations)
         nodes = [
             admin_pb2.NodeStatus(
                 name=r.name,
