@@ -26,6 +26,7 @@ from spacegrid.errors import ConnectionFailed, DeadlineExceeded
 from spacegrid.node.admin_client import AdminClient
 from spacegrid.node.processes import Child, ClusterProcesses, ClusterSettings
 from spacegrid.testing.links import FaultLinks
+from spacegrid.testing.settled import is_settled, is_whole
 from spacegrid.v1 import admin_pb2
 
 READY_TIMEOUT_S: Final = 30.0
@@ -106,7 +107,7 @@ class LocalCluster(ClusterProcesses):
         self.stop()
 
     def start(self, timeout_s: float = READY_TIMEOUT_S) -> None:
-        """Start everything and wait until every partition has all its copies.
+        """Start everything and wait until every partition has all its copies and nothing moves.
 
         Raises:
             ConnectionFailed: A process ended; the message has the end of its log.
@@ -115,6 +116,8 @@ class LocalCluster(ClusterProcesses):
         super().start()
         try:
             self.wait_ready(timeout_s)
+            # Nodes that come late find everything placed without them, and are given their part.
+            self.wait_settled(timeout_s)
         except BaseException:
             self.kill_all()
             raise
@@ -182,10 +185,13 @@ class LocalCluster(ClusterProcesses):
         with self.admin(name) as admin:
             return admin.status()
 
-    def partitions(self) -> list[admin_pb2.PartitionStatus]:
-        """Every partition, as a running node knows it."""
-        with self.admin() as admin:
-            return list(admin.partitions().partitions)
+    def partitions(self, name: str | None = None) -> list[admin_pb2.PartitionStatus]:
+        """Every partition, as a node knows it; None: any node that runs."""
+        return list(self._listed(name).partitions)
+
+    def _listed(self, name: str | None) -> admin_pb2.PartitionsReply:
+        with self.admin(name) as admin:
+            return admin.partitions()
 
     def primaries(self) -> dict[int, str]:
         """Partition to the name of its primary; partitions without one are left out."""
@@ -202,28 +208,51 @@ class LocalCluster(ClusterProcesses):
         """Wait until every running node's sinks have what is committed now.
 
         Raises:
-            DeadlineExceeded: A sink did not take everything in time.
+            DeadlineExceeded: A sink did not take everything in time, or partitions went on moving.
         """
-        for name in self.alive:
-            with self.admin(name) as admin:
-                if not admin.flush(timeout_s):
-                    raise DeadlineExceeded(f"{name} was not flushed within {timeout_s:g} s")
+        deadline = time.monotonic() + timeout_s
+        before = self._revisions()
+        while True:
+            for name in self.alive:
+                with self.admin(name) as admin:
+                    if not admin.flush(max(POLL_S, deadline - time.monotonic())):
+                        raise DeadlineExceeded(f"{name} was not flushed within {timeout_s:g} s")
+            after = self._revisions()
+            # What moves meanwhile from a node that is still to be asked to one that was is missed.
+            if after == before and len(after) == 1:
+                return
+            if time.monotonic() > deadline:
+                raise DeadlineExceeded(f"partitions moved for {timeout_s:g} s while flushed")
+            before = after
+
+    def _revisions(self) -> set[int]:
+        """Revisions of the table that the running nodes know."""
+        return {self.status(name).revision for name in self.alive}
 
     def wait_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
         """Wait until every running node sees every partition served with all its copies."""
+        self.wait_for(
+            lambda: is_whole([self.status(name) for name in self.alive]),
+            "every partition to be served with all its copies",
+            timeout_s,
+        )
 
-        def complete() -> bool:
-            running = self.alive
-            for name in running:
-                status = self.status(name)
-                if status.self.state != "ready" or len(status.nodes) != len(running):
-                    return False
-                wanted = min(status.copies_wanted, len(running)) >= status.copies_wanted
-                if status.unserved or (wanted and status.under_replicated):
-                    return False
-            return True
+    def wait_settled(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Wait until nothing moves any more: what is served is where it should be, and all know it.
 
-        self.wait_for(complete, "every partition to be served with all its copies", timeout_s)
+        Partitions that nobody serves don't count. After a change of nodes copies are made first,
+        then primaries are evened out: who is asked for the primaries before that, or changes what a
+        pump writes to, has not seen the last of it.
+
+        Raises:
+            DeadlineExceeded: Something still moves, or nodes differ in what they know.
+        """
+
+        def settled() -> bool:
+            statuses = [self.status(name) for name in self.alive]
+            return is_settled(statuses, [self._listed(name) for name in self.alive])
+
+        self.wait_for(settled, "everything that is served to be where it should be", timeout_s)
 
     def wait_for(
         self, condition: Callable[[], T], what: str, timeout_s: float = READY_TIMEOUT_S

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any, Final, Self
 
@@ -145,7 +146,7 @@ async def minority(stage: Stage) -> tuple[dict[str, Any], list[Target]]:
         # A read waits behind a write that can not commit: reads get partitions of their own.
         read_only = primary_of[1::2]
         async with _Asker(stage, victim, primary_of[::2], read_only) as asker:
-            await asyncio.sleep(0.3)
+            await asker.answered()
             stage.links.isolate(victim, [*far, *stage.links.authorities])
             cut = time.monotonic()
             probe = asyncio.ensure_future(stage.written(set(copy_of) - set(read_only), cut))
@@ -185,6 +186,7 @@ class _Asker:
     def __init__(self, stage: Stage, name: str, written: list[int], read_only: list[int]) -> None:
         self.writes: list[float] = []
         self.reads: list[float] = []
+        self._answered = asyncio.Event()
         self._written = [stage.keys[p].encode() for p in written]
         self._read_only = [stage.keys[p].encode() for p in read_only]
         self._channel = grpc.aio.insecure_channel(stage.cluster.nodes[name].address)
@@ -200,6 +202,11 @@ class _Asker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._channel.close()
+
+    async def answered(self) -> None:
+        """Wait until a write and a read were answered, or too long."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._answered.wait(), HANG_MAX_S)
 
     async def _write(self) -> None:
         while True:
@@ -222,3 +229,5 @@ class _Asker:
             await asyncio.sleep(0.01)
         else:
             answered.append(time.monotonic())
+            if self.writes and self.reads:
+                self._answered.set()

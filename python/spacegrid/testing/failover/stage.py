@@ -146,16 +146,9 @@ class Stage:
     # ---- what is asked of it
 
     async def ready(self) -> None:
-        """Wait until every partition has all its copies and primaries are spread evenly."""
+        """Wait until every partition has all its copies and nothing moves any more."""
         await asyncio.to_thread(self.cluster.wait_ready, BALANCED_TIMEOUT_S)
-        running = len(self.cluster.alive)
-        least = self.options.partitions // running - 2
-        await asyncio.to_thread(
-            self.cluster.wait_for,
-            lambda: min(node.primaries for node in self.cluster.status().nodes) >= least,
-            "primaries to be spread evenly",
-            BALANCED_TIMEOUT_S,
-        )
+        await asyncio.to_thread(self.cluster.wait_settled, BALANCED_TIMEOUT_S)
 
     async def owned(self, name: str) -> tuple[list[int], list[int]]:
         """Partitions that a node is primary of, and those that it holds a complete copy of."""
