@@ -9,7 +9,7 @@ import spacegrid
 from spacegrid.client.blocking_map import BlockingMap
 from spacegrid.testing import LocalCluster
 
-FRAMES = 300
+FRAMES = 100
 
 
 class NetThread:
@@ -17,7 +17,14 @@ class NetThread:
 
     def __init__(self, pid: int) -> None:
         tasks = [Path(f"/proc/{pid}/task") / task for task in os.listdir(f"/proc/{pid}/task")]
-        (self.task,) = [task for task in tasks if (task / "comm").read_text() == "spacegrid-net\n"]
+        (self.task,) = [task for task in tasks if self.name(task) == "spacegrid-net"]
+
+    @staticmethod
+    def name(task: Path) -> str:
+        try:
+            return (task / "comm").read_text().strip()
+        except OSError:
+            return ""  # it has ended since it was listed
 
     def sleeps(self) -> int:
         for line in (self.task / "status").read_text().splitlines():
@@ -48,11 +55,11 @@ def test_a_thread_that_polls_hardly_sleeps_between_frames(
         entries = grid.map("n", key=str, value=int)
         entries.put("a", 1)
         thread = NetThread(cluster.status().self.pid)
-        until = time.monotonic() + 20
-        # A core that others want is left to them, so a crowded machine needs more than one look.
-        while (sleeps := sleeps_per_frame(thread, entries)) >= 0.5 and busy_poll_us:
+        until = time.monotonic() + 40
+        # A core that others want is left to them, and a thread that is kept from its core finds the
+        # next frame there when it looks: a crowded machine needs more than one look.
+        while ((sleeps := sleeps_per_frame(thread, entries)) < 0.5) is not bool(busy_poll_us):
             assert time.monotonic() < until, sleeps
-        assert (sleeps < 0.5) is bool(busy_poll_us)
 
 
 def test_a_thread_that_polled_sleeps_when_no_frame_comes(tmp_path: Path) -> None:

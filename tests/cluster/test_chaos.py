@@ -55,7 +55,8 @@ class Careless:
 
     async def step(self, grid: AsyncGrid, recorder: Recorder, random: Random) -> None:
         self.steps += 1
-        await grid.map("careless", key=str, value=int).get("round")
+        # However long the coordinator is away: a step that fails would be found as well.
+        await grid.map("careless", key=str, value=int).get("round", timeout=40)
 
     async def check(self, grid: AsyncGrid, recorder: Recorder) -> list[Violation]:
         return [Violation("lost", f"{self.steps > 0}")]

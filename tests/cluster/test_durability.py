@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -22,7 +20,7 @@ import faulty_disk
 import grpc
 import pytest
 import spacegrid
-from kill_of_all import kill_everything
+from kill_of_all import kill_everything, kill_together
 from spacegrid import errors
 from spacegrid.testing import LocalCluster
 from spacegrid.v1 import data_pb2, data_pb2_grpc
@@ -149,10 +147,7 @@ def test_an_operator_begins_without_the_node_that_does_not_come_back(tmp_path: P
             stock = grid.map("stock", key=str, value=int, durability="persisted")
             for number in range(40):
                 stock.put(f"k{number}", number)
-        for name in ("node-1", "node-2"):
-            os.kill(cluster.nodes[name].pid, signal.SIGKILL)
-        for name in ("node-1", "node-2"):
-            cluster.kill(name)
+        kill_together(cluster, "node-1", "node-2")
         address = cluster.restart("node-1").address
 
         def listed(*arguments: str) -> tuple[int, dict[str, Any]]:

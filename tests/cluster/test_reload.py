@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sqlite3
 import subprocess
 import sys
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import msgspec
 import pytest
 import spacegrid
+from kill_of_all import kill_together
 from spacegrid import errors
 from spacegrid._core import partition_of
 from spacegrid.testing import LocalCluster
@@ -64,25 +63,6 @@ def set_life(database: Path, life: str) -> None:
         connection.execute("UPDATE spacegrid_checkpoint SET life = ?", (life,))
 
 
-def kill_together(cluster: LocalCluster, *names: str) -> None:
-    for name in names:
-        os.kill(cluster.nodes[name].pid, signal.SIGKILL)
-    for name in names:
-        cluster.kill(name)
-
-
-def has_settled(cluster: LocalCluster, lost: set[int]) -> bool:
-    """Whether both survivors know that nothing moves any more: what moves is written anew."""
-    if len({cluster.status(name).revision for name in cluster.alive}) > 1:
-        return False
-    served = [entry for entry in cluster.partitions() if entry.partition not in lost]
-    primaries = Counter(entry.primary for entry in served)
-    return len(primaries) == 2 and (
-        max(primaries.values()) - min(primaries.values()) <= 1
-        and all(len(e.in_sync) == 2 and not (e.joining or e.tails) for e in served)
-    )
-
-
 def test_lost_partitions_have_the_values_of_sql_again(
     start_cluster: Callable[..., LocalCluster], tmp_path: Path
 ) -> None:
@@ -123,8 +103,9 @@ def test_lost_partitions_have_the_values_of_sql_again(
         lost = [key for key in KEYS if partition_of(key.encode(), PARTITIONS) in gone]
         with pytest.raises(errors.PartitionLost):
             accounts.get(lost[0])
-        cluster.wait_for(lambda: has_settled(cluster, gone), "hand-overs between the survivors")
-        cluster.flush()  # of what is served: so nobody writes while the life is another
+        # What moves is written anew, and nobody may write while the life is another.
+        cluster.wait_settled()
+        cluster.flush()
 
         life = cluster.status().cluster_id.hex()
         set_life(database, "00" * 16)

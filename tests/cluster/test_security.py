@@ -123,7 +123,7 @@ def test_both_faces_read_and_write_over_tls(cluster: LocalCluster) -> None:
         for n in range(50):
             orders.put(f"k{n}", {"n": n})
         assert [orders.get(f"k{n}") for n in range(50)] == [{"n": n} for n in range(50)]
-    assert cluster.status().under_replicated == 0
+    cluster.wait_ready()
 
 
 async def test_a_stream_of_frames_goes_over_tls(cluster: LocalCluster) -> None:
@@ -379,14 +379,14 @@ async def test_a_stream_that_is_open_ends_with_its_token(cluster: LocalCluster) 
     assert cluster.secrets is not None
     made = cluster.secrets.token("streaming", "write")
     wait_for(lambda: let_in(cluster, made) == {True}, "a new token to be let in")
-    options: dict[str, Any] = {"tls": authority(cluster), "token": made, "timeout": 1}
+    options: dict[str, Any] = {"tls": authority(cluster), "token": made}
     async with spacegrid.connect(*cluster.addresses, **options) as grid:
         entries = grid.map("streaming", key=str, value=int)
         await entries.put("a", 1)
         tokens.remove(cluster.secrets.tokens, "streaming")
         wait_for(lambda: let_in(cluster, made) == {False}, "the token to be refused")
         with pytest.raises(errors.DeadlineExceeded) as unknown:
-            await entries.put("a", 2)
+            await entries.put("a", 2, timeout=2)
         assert isinstance(unknown.value.reason, errors.AuthenticationFailed)
     with spacegrid.connect_sync(*cluster.addresses, **cluster.connection) as grid:
         assert grid.map("streaming", key=str, value=int).get("a") == 1

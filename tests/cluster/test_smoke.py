@@ -141,7 +141,7 @@ def test_a_lone_node_refuses_writes_and_names_the_way_out(tmp_path: object) -> N
     try:
         assert refusing.stdout is not None
         address = json.loads(refusing.stdout.readline())["address"]
-        refused = command("put", "stock", "tea", "1", "--timeout", "0.5", at=address)
+        refused = command("put", "stock", "tea", "1", "--timeout", "3", at=address)
         assert refused.returncode == 1
         assert "--copies 1" in refused.stderr
     finally:

@@ -93,7 +93,7 @@ async def test_f28_a_backup_that_is_cut_off_tells_how_old_it_is_and_refuses_what
         left = await near.get_many(keys, read="stale", max_age=LONG_S)
         assert [one.value for one in left.values()] == [1] * len(keys)
         with pytest.raises(errors.TooStale):
-            await near.get(keys[0], read="stale", max_age=0.4, timeout=1)
+            await near.get(keys[0], read="stale", max_age=0.4, timeout=3)
         with pytest.raises(errors.SpaceGridError):
             await near.get(keys[0], timeout=1)
 

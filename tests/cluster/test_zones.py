@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import spacegrid
+from kill_of_all import kill_together
 from spacegrid.node import report
 from spacegrid.testing import LocalCluster
 
@@ -20,20 +21,23 @@ class ZonedCluster(LocalCluster):
         return [*super().arguments_of(name), "--zone", ZONES[name]]
 
 
+def are_apart(cluster: LocalCluster) -> bool:
+    return all(
+        len(entry.in_sync) == 2 and {ZONES[name] for name in entry.in_sync} == {"north", "south"}
+        for entry in cluster.partitions()
+    )
+
+
 def test_a_zone_that_ends_at_once_takes_nothing_with_it(tmp_path: Path) -> None:
     values = {f"k{n}": n for n in range(300)}
     with ZonedCluster(nodes=4, data=tmp_path / "space", lmdb=False, partitions=32) as cluster:
-        for entry in cluster.partitions():
-            assert {ZONES[name] for name in entry.in_sync} == {"north", "south"}, entry
+        assert are_apart(cluster)
         document = report.cluster_status(cluster.addresses[0])
         assert {node["name"]: node["zone"] for node in document["nodes"]} == ZONES
         with spacegrid.connect_sync(*cluster.addresses, timeout=20) as grid:
             items = grid.map("items", key=str, value=int)
             items.put_many(values)
-            for name in ("node-1", "node-2"):
-                cluster.nodes[name].process.kill()
-            for name in ("node-1", "node-2"):
-                cluster.kill(name)
+            kill_together(cluster, "node-1", "node-2")
             assert items.get_many(values) == values
             cluster.wait_ready()
             items.put_many(values)
@@ -41,11 +45,4 @@ def test_a_zone_that_ends_at_once_takes_nothing_with_it(tmp_path: Path) -> None:
         # The zone is back: copies go apart again.
         for name in ("node-1", "node-2"):
             cluster.restart(name)
-        cluster.wait_for(
-            lambda: all(
-                len(entry.in_sync) == 2
-                and {ZONES[name] for name in entry.in_sync} == {"north", "south"}
-                for entry in cluster.partitions()
-            ),
-            "copies to be in both zones again",
-        )
+        cluster.wait_for(lambda: are_apart(cluster), "copies to be in both zones again")
