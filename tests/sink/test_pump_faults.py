@@ -107,6 +107,53 @@ def test_an_empty_copy_for_which_the_disk_was_full_is_on_disk_later(grid, tmp_pa
     again.close()
 
 
+def test_a_copy_that_is_a_tail_before_it_leaves_is_deleted(grid, tmp_path) -> None:
+    node = FakeNode(grid, 1)
+    node.backups = {0, 1}
+    for number in range(40):
+        grid.put(SECRET, f"k{number}", b"x")
+    sink = LmdbSink(tmp_path, life="l", partition_count=4)
+    driven = Driven(node, sink)
+    driven.settle()
+    roles, tail = node.roles, 3
+    node.roles = (
+        lambda: [  # type: ignore[method-assign]
+            (role[0], tail, *role[2:]) if role[0] == 1 else role for role in roles()
+        ]
+    )
+    driven.settle()
+    assert stored(sink.folder) == truth(grid, 0, 1)
+    node.roles = roles  # type: ignore[method-assign]
+    node.backups = {0}
+    driven.settle()
+    assert stored(sink.folder) == truth(grid, 0)
+    sink.close()
+
+
+def test_a_copy_that_could_not_be_deleted_is_deleted_later(grid, tmp_path) -> None:
+    node = FakeNode(grid, 1)
+    node.backups = {0, 1, 2}
+    for number in range(40):
+        grid.put(SECRET, f"k{number}", b"x")
+    sink = LmdbSink(tmp_path, life="l", partition_count=4)
+    driven = Driven(node, sink)
+    driven.settle()
+    let_go = sink.let_go
+
+    def full(partitions, *, gone: bool) -> None:
+        raise SinkUnavailable("no space left on device")
+
+    sink.let_go = full  # type: ignore[method-assign]
+    node.backups = {0}
+    driven.step()
+    assert driven.pump.status().state == "retrying"
+    sink.let_go = let_go  # type: ignore[method-assign]
+    node.backups = {0, 2}  # one of them is back before the disk has room
+    driven.settle()
+    assert stored(sink.folder) == truth(grid, 0, 2)
+    sink.close()
+
+
 def test_a_dump_of_large_values_takes_several_transactions(grid, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(lmdb_sink, "DUMP_BYTES", 100_000)
     for number in range(40):

@@ -50,6 +50,7 @@ class Plan:
         self._commits: dict[int, int] = {}
         self._taken: dict[int, tuple[int, int]] = {}
         self._refused: dict[int, tuple[int, int]] = {}
+        self._paused: set[int] = set()
         self._positions: dict[int, Position] = {}
 
     def observe(self, roles: Sequence[Role]) -> Steps:
@@ -75,6 +76,11 @@ class Plan:
         for partition in [p for p in self._taken if p not in wanted]:
             self._leave(partition)
             (steps.pause if self._fenced or partition in here else steps.gone).append(partition)
+        if not self._fenced:
+            # A copy that is taken out is a tail first, and leaves later or is taken in again.
+            self._paused = self._paused.union(steps.pause) - wanted.keys()
+            steps.gone += self._paused - here
+            self._paused &= here
         for partition in [p for p in self._refused if self._refused[p] != wanted.get(p)]:
             del self._refused[partition]
         return steps

@@ -122,6 +122,7 @@ class Pump:
         self._opened: Future[None] = Future()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._flushes: list[tuple[dict[int, int], Future[bool]]] = []
+        self._gone: set[int] = set()
         self._turn = 0
         self._state: PumpState = "starting"
         self._error = ""
@@ -421,11 +422,15 @@ class Pump:
             self._take(steps.take)
 
     def _let_go(self, steps: Steps) -> None:
-        for partitions, gone in ((steps.pause, False), (steps.gone, True)):
-            if partitions:
-                for partition in partitions:
-                    self._source.drop_cursor(self.name, partition)
-                self._sink.let_go(partitions, gone=gone)
+        for partition in (*steps.pause, *steps.gone):
+            self._source.drop_cursor(self.name, partition)
+        if steps.pause:
+            self._sink.let_go(steps.pause, gone=False)
+        # Until the sink has taken it: a disk that is full may not even delete.
+        self._gone = self._gone.union(steps.gone) - steps.take.keys()
+        if self._gone:
+            self._sink.let_go(sorted(self._gone), gone=True)
+            self._gone.clear()
 
     def _take(self, wanted: dict[int, int]) -> None:
         granted = self._sink.take(wanted)
