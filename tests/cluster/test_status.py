@@ -84,6 +84,23 @@ def test_a_hung_node_is_shown_as_suspected_and_what_only_it_has_as_unavailable(
     )
 
 
+def test_copies_of_a_node_that_has_ended_are_missed_before_the_table_says_so(
+    start_cluster: Callable[..., LocalCluster],
+) -> None:
+    cluster = start_cluster(nodes=3, partitions=16, lmdb=False)
+    victim = cluster.controller()  # it takes a while until another one writes the table
+    cluster.kill(victim)
+    asked = cluster.alive[0]
+
+    def repaired() -> bool:
+        found = cluster.status(asked)
+        return len(found.nodes) == 2 and not found.under_replicated
+
+    cluster.wait_for(repaired, "all copies to be there again")
+    named = {name for row in cluster.partitions(asked) for name in (row.primary, *row.in_sync)}
+    assert named == set(cluster.alive)
+
+
 def shown(*arguments: str) -> tuple[int, str]:
     """Exit code and output of a command."""
     done = subprocess.run(
