@@ -154,6 +154,29 @@ def test_a_copy_that_could_not_be_deleted_is_deleted_later(grid, tmp_path) -> No
     sink.close()
 
 
+def test_a_release_writes_only_what_the_copies_disks_have(grid, database, make_sink) -> None:
+    node = own(grid, 1)
+    grid.put(STOCK, "tea", Raw(b"\xc1"))
+    pump = Pump(node, make_sink(1), interval_s=0)
+    pump.start()
+    assert pump.flush(10)
+    (letter,) = pump.dead_letters()
+    position = grid.put(STOCK, "tea", Stock(5))
+    assert pump.flush(10)
+    asked: list[tuple[int, int]] = []
+
+    def late(partition: int, sequence: int) -> bool:
+        asked.append((partition, sequence))
+        assert rows(database, "SELECT * FROM stock") == []
+        return len(asked) == 4
+
+    node.shared_may_read = late  # type: ignore[method-assign]
+    pump.release(letter.id)
+    assert asked == [(letter.partition, position[1])] * 4
+    sql_equals(database, grid)
+    pump.stop()
+
+
 def test_a_dump_of_large_values_takes_several_transactions(grid, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(lmdb_sink, "DUMP_BYTES", 100_000)
     for number in range(40):

@@ -28,6 +28,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
+from functools import partial
 from typing import Any, Final, Literal, TypeVar, cast
 
 from spacegrid.errors import (
@@ -41,7 +42,7 @@ from spacegrid.errors import (
 )
 from spacegrid.limits import LOG_BYTES_DEFAULT, RECORD_BYTES_MAX
 from spacegrid.pump.plan import Backoff, Pace, Plan, Steps
-from spacegrid.pump.resync import begin_resync, group_by_size
+from spacegrid.pump.resync import begin_resync, group_by_size, wait_persisted
 from spacegrid.pump.source import LogSource
 from spacegrid.pump.status import PumpState, PumpStatus
 from spacegrid.sink.base import DeadLetter, LocalSink, Part, Position, ReadBack, SharedSink
@@ -227,22 +228,32 @@ class Pump:
             timeout_s: How long to wait for the pump.
 
         Raises:
-            SinkError: No such letter, another node owns it, or the database still refuses.
+            SinkError: No such letter, another node owns it, the database still refuses, or what it
+                is to be given is not on the copies' own disks yet.
         """
 
-        def read(name: str, key: bytes) -> tuple[bytes, int] | None:
+        def run() -> None:
+            shared = self._shared()
+            letters = {letter.id: letter.partition for letter in shared.dead_letters()}
+            shared.release(letter_id, partial(read, letters.get(letter_id, -1)))
+
+        def read(partition: int, name: str, key: bytes) -> tuple[bytes, int] | None:
             # Expiry is a record of the log like every other change, so an entry that is due but
             # not yet expired is still what the sink has to show.
             try:
                 entry = self._source.read_entry(name, key, 0)
+                # What is read may be newer than what the log gives to a shared sink.
+                commits = {row[0]: row[5] for row in self._source.roles()}
+                wait_persisted(self._source, partition, commits.get(partition, 0))
             except LookupError as error:
                 raise SinkError(
-                    f"dead letter {letter_id}: its partition is just being handed over",
+                    f"dead letter {letter_id}: its partition is just being handed over, or is not "
+                    "on its copies' disks yet",
                     sink=self._sink.name,
                 ) from error
             return None if entry is None else (entry[0], entry[1])
 
-        self.call(lambda: self._shared().release(letter_id, read), timeout_s)
+        self.call(run, timeout_s)
 
     def read_back(self, partitions: Sequence[int], timeout_s: float) -> dict[int, ReadBack]:
         """What a shared sink has of partitions that nobody serves; see `SharedSink.read_back`."""

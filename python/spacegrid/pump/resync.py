@@ -19,7 +19,7 @@ from spacegrid.limits import SNAPSHOT_CHUNK_BYTES
 from spacegrid.pump.source import LogSource
 from spacegrid.sink.base import Entry, Resync
 
-__all__ = ["begin_resync", "group_by_size"]
+__all__ = ["begin_resync", "group_by_size", "wait_persisted"]
 
 RESYNC_ENTRIES_MAX: Final = 200_000
 """Entries of the partitions that are rewritten in one transaction; a larger one goes alone."""
@@ -104,16 +104,21 @@ class _Chunks:
             self._end = max(self._end, position[1])
             yield entries
         if self._shared:
-            self._wait_persisted()
+            wait_persisted(self._source, self._partition, self._end)
 
     def reached(self) -> int:
         """Sequence up to which entries may be newer than the position of the first chunk."""
         return self._end
 
-    def _wait_persisted(self) -> None:
-        """Return when a restart from the copies' own disks is not behind these chunks."""
-        deadline_s = time.monotonic() + PERSIST_TIMEOUT_S
-        while not self._source.shared_may_read(self._partition, self._end):
-            if time.monotonic() > deadline_s:
-                raise LookupError(f"partition {self._partition} is not on its copies' disks yet")
-            time.sleep(PERSIST_POLL_S)
+
+def wait_persisted(source: LogSource, partition: int, sequence: int) -> None:
+    """Return when a restart from the copies' own disks is not behind that sequence.
+
+    Raises:
+        LookupError: It takes longer than `PERSIST_TIMEOUT_S`.
+    """
+    deadline_s = time.monotonic() + PERSIST_TIMEOUT_S
+    while not source.shared_may_read(partition, sequence):
+        if time.monotonic() > deadline_s:
+            raise LookupError(f"partition {partition} is not on its copies' disks yet")
+        time.sleep(PERSIST_POLL_S)
