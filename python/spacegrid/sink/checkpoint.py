@@ -142,12 +142,13 @@ def refuse_foreign(
         if stored_life != life:
             raise SinkMismatch(
                 f"{sink} was written by cluster {stored_life}, this is cluster {life}\n"
-                "hint: name another database, or begin anew with --fresh",
+                "hint: name another database, or delete this one if nothing in it is needed",
                 sink=sink,
             )
         if stored_count != partition_count:
             raise SinkMismatch(
                 f"{sink} was written with {stored_count} partitions, this cluster has "
-                f"{partition_count}\nhint: name another database, or begin anew with --fresh",
+                f"{partition_count}\nhint: name another database, or delete this one if "
+                "nothing in it is needed",
                 sink=sink,
             )

@@ -92,7 +92,7 @@ class StoreFolder:
             if stored != ours:
                 raise SinkMismatch(
                     f"{self._name} holds {what} {stored}, this node needs {what} {ours}\n"
-                    "hint: name another folder, or begin anew with --fresh",
+                    "hint: name another folder, or delete this one (spacegrid up: --fresh)",
                     sink=self._name,
                 )
         return identity

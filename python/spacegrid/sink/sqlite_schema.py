@@ -134,7 +134,7 @@ class SqlTable:
             raise SinkMismatch(
                 f"table {table.name!r} of {sink} has columns {_described(found)}, "
                 f"map {table.name!r} needs {_described(expected)}\n"
-                "hint: rename the table or the map, or begin anew with --fresh",
+                "hint: rename the table or the map, or drop the table",
                 sink=sink,
             )
 

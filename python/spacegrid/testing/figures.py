@@ -56,8 +56,8 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing was violated and it came to its end."""
-        return not self.violations and not self.interrupted
+        """Whether it came to its end, nothing was violated and no target was missed."""
+        return not (self.violations or self.interrupted or self.missed())
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON data."""
@@ -66,7 +66,7 @@ class Report:
             "ok": self.ok,
             "interrupted": self.interrupted,
             "figures": self.figures,
-            "targets": [{"figure": t.figure, "most": t.most, "text": t.text} for t in self.targets],
+            "targets": {t.figure: {"most": t.most, "text": t.text} for t in self.targets},
             "missed": self.missed(),
             "violations": self.violations,
             "settings": self.settings,

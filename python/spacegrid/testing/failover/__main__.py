@@ -125,7 +125,7 @@ def _print(report: Report) -> None:
         print(f"not reached: {text}")
     for text in report.violations:
         print(f"violated: {text}")
-    state = "interrupted" if report.interrupted else "ok" if report.ok else "VIOLATED"
+    state = "interrupted" if report.interrupted else "ok" if report.ok else "NOT OK"
     reached = len(report.targets) - len(report.missed())
     print(
         f"failover: {state}: {reached} of {len(report.targets)} figures reached, "
