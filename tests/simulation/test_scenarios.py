@@ -1,10 +1,17 @@
 """The counterexamples of PROTOCOL.md section 12, played out in the simulator.
 
-Those that live inside one node's core are scripted nearer to it: logs that differ, a joiner with a
-hole, a snapshot chunk and a deleted key (rust/core/tests/replica_cluster.rs), a change request in
-flight, one version of two records, a cut put-if-absent, a late word of an earlier join
-(tests/unit/test_catalogue_core.py), forgotten streams (rust/core/src/replica/streams.rs), and every
-case of pumps and databases (tests/sink). Each rule behind them is also a planted bug (planted.py).
+Those whose rule lives in one place are scripted there: logs that differ and a late snapshot chunk
+after a delete (rust/core/tests/replica_cluster.rs), the retry of an expired stream
+(rust/core/src/replica/streams.rs), and of the databases an owner two epochs back that lands last,
+one partition handed over, a commit whose answer is lost, a new cluster on an old database and the
+next version of a poison record (tests/sink/test_sqlite.py).
+
+Without a script of their own are a lease that outlives the partition, a joiner with a hole, a
+change request in flight, a promoted primary's tail on one copy, a zombie's join on a newer complete
+copy, an old tail pumped twice, two records with one sequence taken for one version, a put-if-absent
+answered from a cut record and the retry of a bounced request. The random runs meet those, and most
+of the rules behind them are planted bugs (planted.py). Nothing is read through to a database, so
+that no read can undo a delete.
 """
 
 from __future__ import annotations
