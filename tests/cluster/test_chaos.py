@@ -43,6 +43,25 @@ def test_f02_a_few_faults_break_no_promise_and_the_report_says_so(tmp_path: Path
     assert figures["old_epoch_acknowledgements"] == 0
 
 
+@pytest.mark.parametrize(
+    ("coordinator", "faults"),
+    [
+        ("local", ("kill-controller", "pause", "starve", "rolling", "join-leave")),
+        ("etcd", ("kill", "pause")),
+    ],
+)
+def test_every_fault_is_made_and_breaks_no_promise(
+    tmp_path: Path, coordinator: str, faults: tuple[str, ...]
+) -> None:
+    options = ChaosOptions(
+        cycles=len(faults), seed=3, nemesis=faults, coordinator=coordinator, data=tmp_path
+    )
+    report = asyncio.run(ChaosRun(options).run())
+    assert report.ok, report.violations
+    assert report.figures["nemeses"] == dict.fromkeys(faults, 1)
+    assert report.figures["acknowledged"] > 100 * len(faults)
+
+
 class Careless:
     """A workload whose check finds something: the run must say so."""
 
