@@ -112,25 +112,37 @@ def key_parts(key: bytes) -> Key:
 def differences(name: str, wanted: Rows, found: Rows, where: str) -> list[str]:
     """Compare two sets of rows; return the first differences as sentences."""
     lines = []
-    for key in wanted.keys() - found.keys():
+    for key in sorted(wanted.keys() - found.keys()):
         lines.append(f"{name} {'/'.join(key)}: not in {where}")
         if len(lines) >= DIFFERENCES_MAX:
             return lines
-    for key in found.keys() - wanted.keys():
+    for key in sorted(found.keys() - wanted.keys()):
         lines.append(f"{name} {'/'.join(key)}: only in {where}")
         if len(lines) >= DIFFERENCES_MAX:
             return lines
     for key, fields in wanted.items():
         other = found.get(key)
         if other is not None and other != fields:
-            columns = [column for column in fields if other.get(column) != fields[column]]
+            absent = object()
+            columns = [
+                column
+                for column in fields | other
+                if other.get(column, absent) != fields.get(column, absent)
+            ]
             lines.append(
                 f"{name} {'/'.join(key)}: in {where} "
                 + ", ".join(
-                    f"{column} is {other.get(column)!r}, not {fields[column]!r}"
+                    f"{column} is {other.get(column)!r}, not {fields.get(column)!r}"
                     for column in columns
                 )
             )
             if len(lines) >= DIFFERENCES_MAX:
                 return lines
     return lines
+
+
+def repeated(name: str, rows: Rows, count: int, where: str) -> list[str]:
+    """Say when more rows were read than have a key of their own."""
+    if count == len(rows):
+        return []
+    return [f"{name}: {count:,} rows in {where} have {len(rows):,} keys"]

@@ -15,7 +15,7 @@ from spacegrid import AsyncGrid
 from spacegrid._core import encode_key, partition_of
 from spacegrid.testing import LocalCluster
 
-from .check import differences, sql_rows
+from .check import DIFFERENCES_MAX, Rows, differences, repeated, sql_rows
 from .grid_side import (
     REQUEST_TIMEOUT_S,
     Targets,
@@ -161,31 +161,52 @@ class FlashSaleRun:
         report.sql_rows = stock_count + sales_count
         sql_differences = differences("stock", in_grid["stock"], stock_sql, "SQL")
         sql_differences += differences("sales", in_grid["sales"], sales_sql, "SQL")
+        sql_differences += repeated("stock", stock_sql, stock_count, "SQL")
+        sql_differences += repeated("sales", sales_sql, sales_count, "SQL")
         lmdb_differences = differences("stock", in_grid["stock"], in_lmdb["stock"], "LMDB")
         lmdb_differences += differences("sales", in_grid["sales"], in_lmdb["sales"], "LMDB")
         report.sql_equals_grid, report.lmdb_equals_grid = not sql_differences, not lmdb_differences
-        yes = set(self.bought)
         places = {"grid": in_grid["sales"], "LMDB": in_lmdb["sales"], "SQL": sales_sql}
-        report.lost = sum(any(key not in rows for rows in places.values()) for key in yes)
-        nobody = [(place, key) for place, rows in places.items() for key in rows if key not in yes]
-        repeated = sum(count - 1 for count in self.bought.values())
-        report.duplicated = repeated + len({key for _, key in nobody})
+        report.differences = self._against_answers(places) + self._against_stock(in_grid["stock"])
+        report.differences += sql_differences + lmdb_differences
+        report.checked = True
+
+    def _against_answers(self, places: dict[str, Rows]) -> list[str]:
+        """Count sales that a yes was given for and that are missing, and those without a yes."""
+        report, yes = self.report, self.bought
+        lost = {
+            key: gone
+            for key in sorted(yes)
+            if (gone := [place for place, rows in places.items() if key not in rows])
+        }
+        nobody = [(key, place) for place, rows in places.items() for key in rows if key not in yes]
+        twice = {key: count for key, count in sorted(yes.items()) if count > 1}
+        report.lost = len(lost)
+        report.duplicated = sum(twice.values()) - len(twice) + len({key for key, _ in nobody})
         report.oversold = max(0, report.sold - self.options.pieces)
-        report.differences = sql_differences + lmdb_differences
-        report.differences += [
-            f"sales {'/'.join(key)}: in {place}, but its buyer got no yes" for place, key in nobody
+        told = (
+            [(key, f"sold, but not in {', '.join(gone)}") for key, gone in lost.items()],
+            [(key, f"one order, but {count} times yes") for key, count in twice.items()],
+            [(key, f"in {place}, but its buyer got no yes") for key, place in nobody],
+        )
+        return [
+            f"sales {'/'.join(key)}: {what}"
+            for kind in told
+            for key, what in kind[:DIFFERENCES_MAX]
         ]
+
+    def _against_stock(self, stock: Rows) -> list[str]:
+        """Compare the number sold with what could be sold, and with what is left."""
+        report, lines = self.report, []
         wanted = min(self.options.pieces, report.requests)
-        if report.sold != wanted and not self._unsold_was_not_wanted():
-            report.differences.append(f"sold {report.sold:,}, not {wanted:,}")
+        if report.sold > wanted or (report.sold < wanted and not self._unsold_was_not_wanted()):
+            lines.append(f"sold {report.sold:,}, not {wanted:,}")
         for sku, opening in self.opening.items():
             sold = sum(count for (name, _), count in self.bought.items() if name == sku)
-            left = in_grid["stock"].get((sku,), {}).get("left")
+            left = stock.get((sku,), {}).get("left")
             if left != opening - sold:
-                report.differences.append(
-                    f"stock {sku}: {left} left, but {opening} opened and {sold} were sold"
-                )
-        report.checked = True
+                lines.append(f"stock {sku}: {left} left, but {opening} opened and {sold} were sold")
+        return lines
 
     def _unsold_was_not_wanted(self) -> bool:
         """Whether a small sale simply had fewer requests for a product than pieces."""

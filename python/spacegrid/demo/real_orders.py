@@ -19,7 +19,7 @@ from spacegrid import AsyncGrid
 from spacegrid._core import encode_key, partition_of
 from spacegrid.testing import LocalCluster
 
-from .check import Rows, differences, sql_rows
+from .check import Rows, differences, repeated, sql_rows
 from .grid_side import (
     REQUEST_TIMEOUT_S,
     Targets,
@@ -226,6 +226,7 @@ class RealOrdersRun:
             in_grid = await grid_rows(grid, maps)
         in_lmdb, report.lmdb_records = await asyncio.to_thread(stored_rows, self.cluster, maps)
         in_sql: dict[str, Rows] = {}
+        twice: list[str] = []
         for table, key in (
             ("orders", ("invoice",)),
             ("order_lines", ("invoice", "line")),
@@ -233,6 +234,7 @@ class RealOrdersRun:
         ):
             in_sql[table], count = sql_rows(targets.sql, table, key)
             report.sql_rows += count
+            twice += repeated(table, in_sql[table], count, "SQL")
         for rows in (in_grid, in_lmdb, in_sql):
             with_decimals(rows["orders"], "revenue")
             with_decimals(rows["order_lines"], "price")
@@ -241,6 +243,7 @@ class RealOrdersRun:
         )
         expected = Expected.of_rows(rows_of_file)
         self._compare(expected, in_grid, in_lmdb, in_sql)
+        report.differences += twice
         report.orders, report.order_lines = len(in_sql["orders"]), len(in_sql["order_lines"])
         report.quantity, report.revenue = expected.quantity, format(expected.revenue, "f")
         places = (in_grid["order_lines"], in_lmdb["order_lines"], in_sql["order_lines"])
