@@ -432,7 +432,9 @@ def _encode_other(value: Any) -> Any:
 
 def _decode_other(value_type: type, value: Any) -> Any:
     if _is_pydantic_model(value_type):
-        return cast(Any, value_type).model_validate(value)
+        # What was packed has the fields' own names, not their aliases, and msgpack's types: a
+        # strict model with a Decimal or a set would otherwise refuse what it wrote itself.
+        return cast(Any, value_type).model_validate(value, by_name=True, strict=False)
     raise TypeError(f"{value_type.__name__} has no packed form")
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from typing import Any
 
 import msgspec
+import pydantic
 import pytest
 from spacegrid import _core, clock
 from spacegrid.errors import CallCycle, HandlerError, SpaceGridError, WrongRoutingKey
@@ -21,6 +23,11 @@ class Level(msgspec.Struct):
     left: int
 
 
+class Delivery(pydantic.BaseModel):
+    quantity: pydantic.PositiveInt
+    price: Decimal = pydantic.Field(alias="unitPrice")
+
+
 class Stock(Unit):
     levels = Map(str, Level)
     moves = Map(tuple[str, int], bytes)
@@ -31,6 +38,12 @@ class Stock(Unit):
         level.left += quantity
         self.levels.put(sku, level)
         return level.left
+
+    @handler(route_by="sku")
+    async def deliver(self, sku: str, delivery: Delivery) -> Delivery:
+        assert isinstance(delivery, Delivery)
+        await self.move(sku, delivery.quantity)
+        return delivery.model_copy(update={"price": delivery.price * 2})
 
     @handler(route_by="sku")
     async def left(self, sku: str) -> int:
@@ -155,6 +168,17 @@ async def test_turns_of_one_key_follow_each_other_and_nothing_is_lost(bed: Bed) 
     answers = await asyncio.gather(*(bed.call(Stock.move, "tea", 1) for _ in range(500)))
     assert sorted(answers) == list(range(1, 501))
     assert await bed.call(Stock.left, "tea") == 500
+
+
+async def test_a_pydantic_model_travels_to_a_handler_and_back(bed: Bed) -> None:
+    sent = Delivery(quantity=3, unitPrice=Decimal("2.50"))
+    answer = await bed.call(Stock.deliver, "tea", sent)
+    assert answer == Delivery(quantity=3, unitPrice=Decimal("5.00"))
+    assert await bed.call(Stock.left, "tea") == 3
+    wrong = sent.model_copy(update={"quantity": 0})
+    with pytest.raises(SpaceGridError, match="quantity"):
+        await bed.call(Stock.deliver, "tea", wrong)
+    assert await bed.call(Stock.left, "tea") == 3
 
 
 async def test_a_raising_turn_leaves_no_trace(bed: Bed) -> None:

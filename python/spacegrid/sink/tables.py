@@ -196,8 +196,9 @@ class Table:
 
     def _record(self, fields: Sequence[Any]) -> Any:
         named = dict(zip(self._attributes, fields, strict=True))
-        validate = getattr(self._value_type, "model_validate", None)
-        return self._value_type(**named) if validate is None else validate(named)
+        if not hasattr(self._value_type, "model_validate"):
+            return self._value_type(**named)
+        return _validated(self._value_type, named)
 
 
 def tables_of(maps: Iterable[Map[Any, Any]]) -> dict[str, Table]:
@@ -317,10 +318,15 @@ def _read_back(value: Any, kind: Kind, declared: Any) -> Any:
 
 
 def _convert_other(declared: Any, value: Any) -> Any:
-    validate = getattr(declared, "model_validate", None)
-    if validate is None:
+    if not hasattr(declared, "model_validate"):
         raise TypeError(f"{declared} has no SQL form")
-    return validate(value)
+    return _validated(declared, value)
+
+
+def _validated(model: Any, value: Any) -> Any:
+    # Columns have the fields' own names and SQL's types, whatever the model's aliases and
+    # strictness ask of others.
+    return model.model_validate(value, by_name=True, strict=False)
 
 
 def _enum_value(value: Any) -> SqlValue:
