@@ -632,14 +632,19 @@ def demo(
     lmdb: Annotated[Path | None, typer.Option(help="Folder for the nodes' stores to keep.")] = None,
     report: Annotated[Path | None, typer.Option(help="File for the report as JSON.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace targets that exist.")] = False,
+    json: Json = False,
 ) -> None:
-    """Run the main job on three nodes, kill one half way, and count what is left."""
+    """Run the main job on three nodes, kill one half way, and count what is left.
+
+    Exit code 1 when anything is lost, doubled or different, with the first differences; with --json
+    they are in the report.
+    """
     from spacegrid.demo import command, flash_sale, real_orders
 
     options = (
         real_orders.RealOrdersOptions(input, limit) if input else flash_sale.FlashSaleOptions()
     )
-    code = command.run_demo(options, sql=sql, lmdb=lmdb, report_path=report, fresh=fresh)
+    code = command.run_demo(options, sql=sql, lmdb=lmdb, report_path=report, fresh=fresh, json=json)
     raise typer.Exit(code)
 
 

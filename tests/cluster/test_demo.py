@@ -127,6 +127,24 @@ def test_interrupted_it_still_writes_its_report_and_leaves_no_process(tmp_path: 
         os.killpg(process.pid, 0)
 
 
+def test_with_json_the_report_is_all_of_standard_output(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "spacegrid", "demo", "--json"]
+    path = tmp_path / "report.json"
+    done = subprocess.run(
+        [*command, "--input", DIRTY, "--report", path], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report == json.loads(path.read_text())
+    assert report["ok"] is True
+    assert "nodes ready" in done.stderr
+    refused = subprocess.run(
+        [*command, "--input", tmp_path / "none.csv"], capture_output=True, text=True
+    )
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "none.csv" in refused.stderr
+
+
 def test_a_file_in_another_form_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.csv"
     with path.open("w") as file:

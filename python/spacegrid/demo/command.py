@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json as jsonlib
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,6 +32,7 @@ def run_demo(
     lmdb: Path | None = None,
     report_path: Path | None = None,
     fresh: bool = False,
+    json: bool = False,
     console: Console | None = None,
 ) -> int:
     """Run one demo.
@@ -40,13 +43,14 @@ def run_demo(
         lmdb: Folder to keep the nodes' stores; None: a temporary one.
         report_path: File for the report as JSON; None: only printed.
         fresh: Replace targets that exist.
-        console: Where to print; None: standard output.
+        json: Print the report as one JSON document on standard output, and nothing else there.
+        console: Where to print all else; None: standard output, with `json` standard error.
 
     Returns:
         Exit code: 0 nothing lost or different, 1 a mismatch, 2 a target or file that can't be
         used, 130 interrupted.
     """
-    console = console or progress_console()
+    console = console or progress_console(sys.stderr if json else sys.stdout)
     with tempfile.TemporaryDirectory(prefix="spacegrid-demo-") as scratch:
         try:
             targets = Targets.prepare(sql, lmdb, Path(scratch), fresh)
@@ -56,7 +60,11 @@ def run_demo(
             return EXIT_USAGE
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
-    report.show(console)
+    if json:
+        sys.stdout.write(jsonlib.dumps(report.as_json()) + "\n")
+        sys.stdout.flush()
+    else:
+        report.show(console)
     if report_path is not None:
         report.write(report_path)
     if report.interrupted:

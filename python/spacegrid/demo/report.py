@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from array import array
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -206,6 +205,6 @@ def note(console: Console, text: str) -> None:
         print(text, file=console.file, flush=True)
 
 
-def progress_console() -> Console:
-    """Return the console for progress and report: standard output, rich only in a terminal."""
-    return Console(file=sys.stdout, soft_wrap=True)
+def progress_console(file: TextIO) -> Console:
+    """Return the console for progress and report: rich only in a terminal."""
+    return Console(file=file, soft_wrap=True)
