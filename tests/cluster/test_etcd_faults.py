@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import shutil
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
@@ -369,7 +371,18 @@ async def test_a_restored_etcd_is_refused_until_told(single: Etcd, tmp_path: Pat
     restore(single, tmp_path / "backup")
     with pytest.raises(ProtocolError, match=r"restored from a backup\nhint: .*etcd-restored"):
         await space.node("c")
-    await asyncio.to_thread(accept_restored, space.options)
+    url = f"etcd://{','.join(space.options.members)}/{space.options.space}"
+    command = [sys.executable, "-m", "spacegrid", "etcd-restored", "--coordinator"]
+    refused = await asyncio.to_thread(
+        subprocess.run, [*command, url + "-none"], capture_output=True, text=True
+    )
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "error: " in refused.stderr
+    done = await asyncio.to_thread(
+        subprocess.run, [*command, url, "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert msgspec.json.decode(done.stdout) == {"restored": url}
     third = await space.node("c")
     assert third.registration.incarnation > given
     assert third.registrations == (third.registration,)
