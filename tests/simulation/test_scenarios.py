@@ -1,17 +1,18 @@
 """The counterexamples of PROTOCOL.md section 12, played out in the simulator.
 
-Those whose rule lives in one place are scripted there: logs that differ and a late snapshot chunk
-after a delete (rust/core/tests/replica_cluster.rs), the retry of an expired stream
-(rust/core/src/replica/streams.rs), and of the databases an owner two epochs back that lands last,
-one partition handed over, a commit whose answer is lost, a new cluster on an old database and the
-next version of a poison record (tests/sink/test_sqlite.py).
+Those whose rule lives in one place are scripted there. In the core
+(tests/unit/test_counterexamples.py): a zombie's join on a newer complete copy, a change request in
+flight, a joiner with a hole, a promoted primary's tail on one copy, an old tail that is pumped
+twice, two records with one sequence, a put-if-absent answered from a cut record, the retry of a
+bounced request, a commit whose connection drops. Logs that differ and a late snapshot chunk after a
+delete are in rust/core/tests/replica_cluster.rs, the retry of an expired stream in
+rust/core/src/replica/streams.rs. Of the databases (tests/sink/test_sqlite.py): an owner two epochs
+back that lands last, one partition handed over, a commit whose answer is lost, a new cluster on an
+old database and the next version of a poison record.
 
-Without a script of their own are a lease that outlives the partition, a joiner with a hole, a
-change request in flight, a promoted primary's tail on one copy, a zombie's join on a newer complete
-copy, an old tail pumped twice, two records with one sequence taken for one version, a put-if-absent
-answered from a cut record and the retry of a bounced request. The random runs meet those, and most
-of the rules behind them are planted bugs (planted.py). Nothing is read through to a database, so
-that no read can undo a delete.
+A lease that outlives the partition has no script of its own: the random runs meet it, and its rules
+are planted bugs (planted.py). Nothing is read through to a database, so that no read can undo a
+delete.
 """
 
 from __future__ import annotations

@@ -18,6 +18,8 @@ OK, MISS, CONFLICT, NOT_PRIMARY, UNAVAILABLE, LOST = 0, 1, 2, 3, 4, 5
 NOT_ENOUGH_COPIES, UNKNOWN = 6, 9
 TTL, VERSION, IF_ABSENT = 1, 2, 8
 CLIENT = 9
+#: Frames of one `carry`; what a test starts ends after a few dozen.
+CARRIED_MAX = 10_000
 
 #: (number, status, value, copies, version)
 Row = tuple[int, int, bytes, int, int]
@@ -157,9 +159,16 @@ class CoreWorld:
                 self.wire += [(copy, to, data) for to, data in effects.peer_frames]
 
     def carry(self, *, lose: Sequence[tuple[int, int]] = ()) -> None:
-        """Carry frames until none is left; those of a direction in `lose` are lost."""
+        """Carry frames until none is left; those of a direction in `lose` are lost.
+
+        Raises:
+            AssertionError: Nodes answer each other for ever.
+        """
         self.collect()
+        carried = 0
         while self.wire:
+            carried += 1
+            assert carried <= CARRIED_MAX, f"no end after {carried} frames, next {self.wire[:3]}"
             sender, to, data = self.wire.pop(0)
             if (sender, to) not in lose and to in self.nodes:
                 self.nodes[to].on_peer_frame(sender, data, self.now_ms)
